@@ -1,0 +1,10 @@
+"""Multimodal data taken apart: what modalities share and what is specific to each."""
+
+from importlib.metadata import version
+
+from scvi import settings
+
+from unbraid import data, metrics, model, nn, objectives
+
+__all__ = ["data", "metrics", "model", "nn", "objectives", "settings"]
+__version__ = version("unbraid")

@@ -1,0 +1,26 @@
+"""Error texts in the user's words."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def suggest(name: object, options: Iterable[object]) -> str:
+    """Say what there is instead of ``name``: the closest match if one is close, and the options.
+
+    Parameters
+    ----------
+    name
+        What was asked for.
+    options
+        What exists.
+    """
+    options = [str(option) for option in options]
+    close = get_close_matches(str(name), options, n=1, cutoff=0.6)
+    shown = ", ".join(repr(option) for option in options[:12]) + (", ..." if len(options) > 12 else "")
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{guess}There is: {shown or 'nothing'}."

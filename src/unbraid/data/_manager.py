@@ -1,0 +1,179 @@
+"""Registration of a MuData: an scvi-tools manager that takes missing modalities for what they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
+from scvi.data.fields import (
+    MuDataCategoricalJointObsField,
+    MuDataCategoricalObsField,
+    MuDataNumericalJointObsField,
+)
+
+from unbraid._messages import suggest
+from unbraid.data._dataset import MultimodalDataset
+from unbraid.data._fields import ModalityField, positions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+class MultimodalManager(AnnDataManager):
+    """Manager whose rows are the cells of the MuData, whichever modalities they have.
+
+    scvi-tools' own manager asks for fully paired data, and misaligns rows when that check is
+    switched off; this one hands out a :class:`~unbraid.data.MultimodalDataset` instead, which looks
+    every cell up in every modality.
+    """
+
+    def __init__(self, fields=None, setup_method_args=None, validation_checks=None) -> None:
+        checks = validation_checks or AnnDataManagerValidationCheck(check_fully_paired_mudata=False)
+        super().__init__(fields=fields, setup_method_args=setup_method_args, validation_checks=checks)
+        self._row_matrices: dict[str, tuple[Any, Any]] = {}
+
+    @property
+    def modality_fields(self) -> list[ModalityField]:
+        """The fields that hold a modality, in the order of the setup."""
+        return [field for field in self.fields if isinstance(field, ModalityField)]
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities, in the order of the setup."""
+        return [field.mod_key for field in self.modality_fields]
+
+    def register_fields(self, adata: MuData, source_registry: dict | None = None, **transfer_kwargs) -> None:
+        """Check the MuData as a whole, then register field by field.
+
+        Raises
+        ------
+        TypeError
+            If ``adata`` is not a MuData.
+        ValueError
+            If no cell has two modalities (at set-up), if a query has none of the modalities, or if a
+            cell has none.
+        """
+        if not isinstance(adata, MuData):
+            raise TypeError(
+                f"Expected a MuData, got {type(adata).__name__}. Make one of AnnData objects that share cell names: "
+                "`mudata.MuData({'rna': adata_rna, 'prot': adata_prot})`."
+            )
+        if adata.is_view:
+            raise ValueError("The MuData is a view. Run `mdata = mdata.copy()` first.")
+        known = [name for name in self.modalities if name in adata.mod]
+        if not known:
+            raise ValueError(
+                f"The MuData has none of the model's modalities {self.modalities}. It has {list(adata.mod)}."
+            )
+        if source_registry is None:
+            for field in self.modality_fields:
+                field.validate_field(adata)
+        self._check_covariates(adata, source_registry, **transfer_kwargs)
+        self._check_presence(adata, query=source_registry is not None)
+        super().register_fields(adata, source_registry, **transfer_kwargs)
+
+    def _check_presence(self, mdata: MuData, *, query: bool) -> None:
+        counts = sum((positions(mdata, f.mod_key, f._mask_key) >= 0).astype(int) for f in self.modality_fields)
+        if (bare := int((counts == 0).sum())) > 0:
+            raise ValueError(
+                f"{bare} of {mdata.n_obs} cells have none of the modalities {self.modalities}. "
+                "Remove them first, e.g. by subsetting the MuData, or name more `modalities`."
+            )
+        if not query and len(self.modalities) > 1 and counts.max() < 2:
+            raise ValueError(
+                f"No cell has two of the modalities {self.modalities}, so nothing tells what they share. Cell names "
+                f"must agree between modalities; they read e.g. "
+                f"{', '.join(f'{m}: {mdata.mod[m].obs_names[0]!r}' for m in self.modalities)}."
+            )
+
+    def _check_covariates(
+        self, mdata: MuData, source_registry: dict | None, extend_categories: bool = False, **kwargs
+    ) -> None:
+        arguments = self._registry.get("setup_args") or {}
+        columns = {
+            "batch_key": [arguments.get("batch_key")],
+            "categorical_covariate_keys": arguments.get("categorical_covariate_keys") or [],
+            "continuous_covariate_keys": arguments.get("continuous_covariate_keys") or [],
+        }
+        for argument, keys in columns.items():
+            for key in (key for key in keys if key is not None):
+                column = _obs_column(mdata, key, argument)
+                if argument == "continuous_covariate_keys":
+                    _check_numbers(column, key, argument)
+                    continue
+                if missing := int(column.isna().sum()):
+                    raise ValueError(
+                        f"`{argument}`: {missing} cells have no value in obs column {key!r}. Fill them in or remove "
+                        "these cells; with MuData, set the column on `mdata.obs`, not on one modality only."
+                    )
+                if source_registry is not None and argument == "batch_key" and not extend_categories:
+                    known = source_registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
+                    unseen = sorted(set(map(str, column.unique())) - set(map(str, known["categorical_mapping"])))
+                    if unseen:
+                        raise ValueError(
+                            f"`batch_key`: the query has batches that the model has not seen: {unseen[:5]}. "
+                            "Use `load_query_data`, which admits new batches."
+                        )
+
+    def row_matrix(self, field: ModalityField) -> Any:
+        """A modality's matrix with fast rows: CSC becomes an own CSR copy, made once."""
+        data = field.matrix(self.adata)
+        if not (sp.issparse(data) and data.format != "csr"):
+            return data
+        cached = self._row_matrices.get(field.registry_key)
+        if cached is None or cached[0] is not data:
+            self._row_matrices[field.registry_key] = cached = (data, data.tocsr())
+        return cached[1]
+
+    def create_torch_dataset(self, *args, **kwargs) -> MultimodalDataset:
+        """The registered cells as a dataset of batches."""
+        return MultimodalDataset(self)
+
+
+def build_fields(
+    modalities: Sequence[str],
+    layers: dict[str, str],
+    likelihoods: dict[str, str],
+    mask_keys: dict[str, str],
+    size_factor_key: dict[str, str],
+    batch_key: str | None,
+    categorical_covariate_keys: list[str] | None,
+    continuous_covariate_keys: list[str] | None,
+) -> list:
+    """The fields of a set-up: one per modality, then batch and covariates of the MuData's ``obs``."""
+    return [
+        *(
+            ModalityField(m, layers.get(m), likelihoods.get(m), mask_keys.get(m), size_factor_key.get(m))
+            for m in modalities
+        ),
+        MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=None),
+        MuDataCategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys, mod_key=None),
+        MuDataNumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys, mod_key=None),
+    ]
+
+
+def _obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
+    if key in mdata.obs:
+        return mdata.obs[key]
+    holders = [name for name, adata in mdata.mod.items() if key in adata.obs]
+    if holders:
+        raise KeyError(
+            f"`{argument}`: {key!r} is an obs column of modality {holders[0]!r}, not of the MuData. Copy it up: "
+            f"`mdata.obs[{key!r}] = mdata[{holders[0]!r}].obs[{key!r}].reindex(mdata.obs_names)`."
+        )
+    raise KeyError(f"`{argument}`: no obs column {key!r} in the MuData. {suggest(key, mdata.obs.columns)}")
+
+
+def _check_numbers(column: pd.Series, key: str, argument: str) -> None:
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"`{argument}`: obs column {key!r} must hold finite numbers in every cell; "
+            f"{int((~np.isfinite(values)).sum())} cells do not. Use `categorical_covariate_keys` for categories."
+        )

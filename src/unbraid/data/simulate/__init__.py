@@ -1,0 +1,7 @@
+"""Simulated paired data whose shared and specific parts are known, each a MuData that keeps its truth."""
+
+from unbraid.data.simulate._citeseq import citeseq
+from unbraid.data.simulate._disentangled_ssl import disentangled_ssl, disentangled_ssl_mixed
+from unbraid.data.simulate._indiseek import indiseek
+
+__all__ = ["citeseq", "disentangled_ssl", "disentangled_ssl_mixed", "indiseek"]

@@ -1,0 +1,590 @@
+"""The user's side of every model: set-up, training, latents."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from mudata import MuData
+from scvi import settings
+from scvi.model.base import BaseModelClass
+
+from unbraid._messages import suggest
+from unbraid.data import (
+    BlockSampler,
+    MultimodalDataModule,
+    MultimodalManager,
+    block_loader,
+    build_fields,
+    positions,
+    registry_key,
+    split_indices,
+)
+from unbraid.nn import COUNT_LIKELIHOODS, ModalitySpec
+from unbraid.train import RunOptions, run_stages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from unbraid.module import Kind, Latents, SplitModule
+    from unbraid.nn import InputTransform, Likelihood
+
+# Steps of a stage when the user names no epochs; small data repeat themselves at most so many times.
+DEFAULT_STEPS, MAX_DEFAULT_EPOCHS = 2_000, 200
+
+
+class SplitModel(BaseModelClass):
+    """Base of all models: a MuData in, shared and specific latents out.
+
+    A subclass builds ``self.module`` in its ``__init__`` from :meth:`_specs` and ends it with
+    ``self._finish(locals())``.
+
+    Parameters
+    ----------
+    mdata
+        MuData registered by :meth:`setup_mudata`.
+    registry
+        Registry of a saved model, to load it without data.
+    """
+
+    module: SplitModule
+    _min_modalities = 2
+    _default_batch_size = 512
+    _drop_last = False
+
+    def __init__(self, mdata: MuData | None = None, registry: dict | None = None) -> None:
+        if registry is None and not isinstance(mdata, MuData):
+            raise TypeError(f"Expected the MuData of `{type(self).__name__}.setup_mudata`, got {type(mdata).__name__}.")
+        super().__init__(mdata, registry=registry)
+        self.seed_: int | None = None
+        self.history_ = {}
+
+    def _finish(self, arguments: dict[str, Any]) -> None:
+        """Last line of a model's ``__init__``: note what it was called with."""
+        self.init_params_ = self._get_init_params(arguments)
+        self.init_params_["non_kwargs"].pop("mdata", None)
+        sizes = ", ".join(f"{spec.name} ({spec.n_features}, {spec.likelihood})" for spec in self.module.specs)
+        self._model_summary_string = f"{type(self).__name__} of {sizes}"
+        self.module.eval()
+
+    # ---- set-up ---------------------------------------------------------------------------
+
+    @classmethod
+    def setup_anndata(cls, adata: Any, **kwargs: Any) -> None:
+        """Not available: a split needs at least two modalities."""
+        raise NotImplementedError(
+            f"{cls.__name__} takes paired modalities: put them into a MuData, "
+            f"`mudata.MuData({{'rna': ..., 'prot': ...}})`, and call `{cls.__name__}.setup_mudata`."
+        )
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        modalities: Sequence[str] | None = None,
+        layers: dict[str, str] | None = None,
+        likelihoods: dict[str, Likelihood] | None = None,
+        batch_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        pairs_key: str | None = None,
+        size_factor_key: str | dict[str, str] | None = None,
+        mask_keys: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register a MuData: what its modalities are, and where their values lie.
+
+        The data are read once and neither copied nor changed; ``obs``, ``obsm`` and ``uns`` of the MuData receive
+        scvi-tools' registry entries (``_scvi_...``). A cell may lack modalities: it is then simply
+        not in ``mdata.mod[modality]``.
+
+        Parameters
+        ----------
+        mdata
+            Cells in at least two modalities.
+        modalities
+            Names in ``mdata.mod``; all of them by default.
+        layers
+            Per modality, the layer that holds the values, ``X`` where none is named; ``"obsm:KEY"``
+            takes an embedding.
+        likelihoods
+            Per modality, what the values are. By default read off the values: whole non-negative
+            numbers are counts (``"nb"``), or ``"bernoulli"`` if none exceeds 1; the rest is ``"normal"``.
+        batch_key
+            Column of ``mdata.obs``.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns of ``mdata.obs``.
+        pairs_key
+            Must-link and cannot-link pairs, for models that take them.
+        size_factor_key
+            Numeric ``obs`` column of the count modalities, or one per modality; the cell's total by
+            default.
+        mask_keys
+            Per modality, a boolean column of its ``obs``: cells with False were not measured. Use it
+            for zero-padded data; values of these cells are never looked at.
+        **kwargs
+            For loading: ``source_registry`` and ``extend_categories``.
+
+        Raises
+        ------
+        TypeError
+            If ``mdata`` is not a MuData.
+        KeyError
+            If a modality, layer or column does not exist.
+        ValueError
+            If values are NaN, infinite, not numeric, negative under a count likelihood, or constant; if
+            names are duplicated; if no cell has two modalities; or if a cell has none.
+        """
+        if isinstance(mdata, MuData) and modalities is None:
+            modalities = list(mdata.mod)
+        modalities = [modalities] if isinstance(modalities, str) else list(modalities or [])
+        as_list = lambda keys: None if keys is None else [keys] if isinstance(keys, str) else list(keys)
+        categorical_covariate_keys = as_list(categorical_covariate_keys)
+        continuous_covariate_keys = as_list(continuous_covariate_keys)
+        names = {
+            "cls": cls, "mdata": mdata, "modalities": modalities, "layers": layers, "likelihoods": likelihoods,
+            "batch_key": batch_key, "categorical_covariate_keys": categorical_covariate_keys,
+            "continuous_covariate_keys": continuous_covariate_keys, "pairs_key": pairs_key,
+            "size_factor_key": size_factor_key, "mask_keys": mask_keys,
+        }  # fmt: skip
+        setup_method_args = cls._get_setup_method_args(**names)
+
+        if len(set(modalities)) < cls._min_modalities:
+            found = f"got {modalities}" if isinstance(mdata, MuData) else f"got a {type(mdata).__name__}"
+            error = ValueError if isinstance(mdata, MuData) else TypeError
+            raise error(f"{cls.__name__} needs a MuData with at least {cls._min_modalities} modalities, {found}.")
+        if pairs_key is not None:
+            raise ValueError(f"{cls.__name__} does not use pairs of cells: leave out `pairs_key`.")
+        if size_factor_key is not None and not isinstance(size_factor_key, dict):
+            size_factor_key = {
+                m: size_factor_key for m in modalities if m in mdata.mod and size_factor_key in mdata.mod[m].obs
+            }
+            if not size_factor_key:
+                raise KeyError(f"`size_factor_key`: no modality has an obs column {names['size_factor_key']!r}.")
+        per_modality = {
+            "layers": layers, "likelihoods": likelihoods, "mask_keys": mask_keys, "size_factor_key": size_factor_key
+        }  # fmt: skip
+        for argument, mapping in per_modality.items():
+            if mapping is not None and not isinstance(mapping, dict):
+                raise TypeError(f"`{argument}` maps modalities to values, e.g. {{{modalities[0]!r}: ...}}.")
+            for name in mapping or {}:
+                if name not in modalities:
+                    raise KeyError(f"`{argument}` names {name!r}, which is not a modality. {suggest(name, modalities)}")
+        fields = build_fields(
+            modalities,
+            batch_key=batch_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+            **{argument: mapping or {} for argument, mapping in per_modality.items()},
+        )
+        manager = MultimodalManager(fields, setup_method_args=setup_method_args)
+        manager.register_fields(mdata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities, in the order of the set-up."""
+        return list(self.registry_["setup_args"]["modalities"])
+
+    def _specs(self, input_transform: InputTransform | dict[str, InputTransform] | None) -> list[ModalitySpec]:
+        """What the module must know about the modalities; counts default to log1p, the rest to scale."""
+        if isinstance(input_transform, dict):
+            for name in input_transform:
+                if name not in self.modalities:
+                    raise KeyError(
+                        f"`input_transform` names {name!r}, which is not a modality. {suggest(name, self.modalities)}"
+                    )
+        specs = []
+        for name in self.modalities:
+            state = self.registry_["field_registries"][registry_key(name)]["state_registry"]
+            likelihood = state["likelihood"]
+            chosen = input_transform.get(name) if isinstance(input_transform, dict) else input_transform
+            default = "identity" if likelihood == "bernoulli" else "scale"
+            specs.append(
+                ModalitySpec(
+                    name,
+                    len(state["feature_names"]),
+                    likelihood,
+                    chosen or ("log1p" if likelihood in COUNT_LIKELIHOODS else default),
+                    state["mean"],
+                    state["standard_deviation"],
+                    state["size_factor_reference"],
+                )
+            )
+        return specs
+
+    def _init_arguments(self) -> dict[str, Any]:
+        """What the model was called with."""
+        arguments = dict(self.init_params_["non_kwargs"])
+        for extra in self.init_params_["kwargs"].values():
+            arguments.update(extra)
+        return arguments
+
+    # ---- training -------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | dict[str, int] | None = None,
+        batch_size: int | None = None,
+        lr: float | dict[str, float] | None = None,
+        weight_decay: float | None = None,
+        *,
+        split_key: str | None = None,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        early_stopping: bool = True,
+        early_stopping_patience: int = 10,
+        early_stopping_min_delta: float = 0.0,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        strategy: Any = "auto",
+        seed: int | None = None,
+        checkpoint_dir: str | None = None,
+        resume: bool = False,
+        progress_bar: bool | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model, stage by stage.
+
+        Training again goes on from the present weights. The user's random state is left alone.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of every stage, or per stage. By default about 2,000 steps per stage, at most 200 epochs.
+        batch_size
+            Cells of a batch; no more than there are cells.
+        lr
+            Learning rate of every stage, or per stage.
+        weight_decay
+            Weight decay of every stage.
+        split_key
+            ``obs`` column of the MuData with ``train``, ``val`` and ``test``.
+        train_size, validation_size
+            Fractions of the cells; by default a tenth (at most 2,000 cells) is for validation.
+        early_stopping
+            End a stage when the validation loss no longer falls, and take the weights of its best epoch.
+        early_stopping_patience, early_stopping_min_delta
+            Epochs to wait, and the smallest improvement that counts.
+        accelerator, devices, strategy
+            As in Lightning and scvi-tools.
+        seed
+            Seed of split, order, views and posterior samples; by default ``scvi.settings.seed``, else drawn.
+        checkpoint_dir
+            Folder that receives the state of training after every epoch.
+        resume
+            Go on from ``checkpoint_dir``: the result is that of an uninterrupted run.
+        progress_bar
+            One bar per stage; by default unless ``enable_progress_bar=False``.
+        datasplitter_kwargs
+            Options of the loader, e.g. ``{"num_workers": 2, "drop_last": True}``.
+        **trainer_kwargs
+            Further options of :class:`lightning.pytorch.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If an option is impossible, before training starts.
+        FloatingPointError
+            If the loss becomes NaN.
+        """
+        seed = self._training_seed(seed)
+        manager = self.adata_manager
+        manager.validate()
+        dataset = manager.create_torch_dataset()
+        parts = split_indices(
+            dataset.n_obs,
+            train_size=train_size,
+            validation_size=validation_size,
+            labels=None if split_key is None else self._split_labels(split_key),
+            seed=seed,
+        )
+        self._check_parts(dataset.presence, parts)
+        batch_size = self._default_batch_size if batch_size is None else batch_size
+        if batch_size < 2:
+            raise ValueError(f"`batch_size` must be at least 2, got {batch_size}.")
+        loader_options = {"drop_last": self._drop_last, **(datasplitter_kwargs or {})}
+        datamodule = MultimodalDataModule(
+            dataset, parts, min(batch_size, len(parts["train"])), seed=seed, **loader_options
+        )
+        stages = self._stages(lr, weight_decay)
+        epochs = self._epochs(max_epochs, stages, len(parts["train"]), batch_size)
+        show = trainer_kwargs.pop("enable_progress_bar", True) if progress_bar is None else progress_bar
+        options = RunOptions(
+            seed=seed,
+            early_stopping=early_stopping,
+            patience=early_stopping_patience,
+            min_delta=early_stopping_min_delta,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            progress_bar=show,
+            trainer_options=trainer_kwargs,
+        )
+        history = run_stages(self.module, stages, epochs, datamodule, options)
+        self._append_history(history)
+        self.train_indices_, self.validation_indices_, self.test_indices_ = parts.values()
+        self.seed_, self.is_trained_ = seed, True
+
+    def _training_seed(self, seed: int | None) -> int:
+        seed = settings.seed if seed is None else seed
+        return int(torch.randint(2**31, ()).item()) if seed is None else int(seed)
+
+    def _split_labels(self, split_key: str):
+        obs = self.adata.obs
+        if split_key not in obs:
+            raise KeyError(f"`split_key`: no obs column {split_key!r} in the MuData. {suggest(split_key, obs.columns)}")
+        return obs[split_key]
+
+    def _check_parts(self, presence: np.ndarray, parts: dict[str, np.ndarray]) -> None:
+        paired = int((presence[parts["train"]].sum(axis=1) > 1).sum())
+        if paired < 2:
+            raise ValueError(
+                f"Only {paired} training cells have two modalities; at least 2 are needed to learn what is shared. "
+                "Raise `train_size`, or check `split_key`."
+            )
+
+    def _stages(self, lr: float | dict[str, float] | None, weight_decay: float | None):
+        stages = self.module.stages
+        rates = lr if isinstance(lr, dict) else {} if lr is None else {stage.name: lr for stage in stages}
+        self._check_stage_names("lr", rates)
+        changes = {} if weight_decay is None else {"weight_decay": weight_decay}
+        return [replace(stage, lr=rates.get(stage.name, stage.lr), **changes) for stage in stages]
+
+    def _epochs(self, max_epochs, stages, n_train: int, batch_size: int) -> dict[str, int]:
+        given = max_epochs if isinstance(max_epochs, dict) else {}
+        self._check_stage_names("max_epochs", given)
+        steps = -(-n_train // batch_size)
+        default = max(1, min(MAX_DEFAULT_EPOCHS, -(-DEFAULT_STEPS // steps)))
+        fallback = max_epochs if isinstance(max_epochs, int) else None
+        epochs = {
+            stage.name: given.get(stage.name, fallback if fallback is not None else stage.max_epochs or default)
+            for stage in stages
+        }
+        if bad := {name: n for name, n in epochs.items() if n < 0}:
+            raise ValueError(f"`max_epochs` cannot be negative: {bad}.")
+        return epochs
+
+    def _check_stage_names(self, argument: str, mapping: dict[str, Any]) -> None:
+        names = [stage.name for stage in self.module.stages]
+        for name in mapping:
+            if name not in names:
+                raise KeyError(f"`{argument}` names {name!r}, which is not a stage. {suggest(name, names)}")
+
+    def _append_history(self, history: dict) -> None:
+        for key, frame in history.items():
+            if (before := self.history_.get(key)) is not None:
+                frame = frame.set_axis(frame.index + len(before), axis=0)
+                frame = pd.concat([before, frame]).rename_axis("epoch")
+            self.history_[key] = frame
+
+    # ---- latents --------------------------------------------------------------------------
+
+    def _encode(
+        self, mdata: MuData, indices: np.ndarray, batch_size: int | None, *, give_mean: bool = True
+    ) -> Iterator[tuple[dict, Latents]]:
+        """Latents of the given cells, batch by batch, without gradients."""
+        dataset = self.get_anndata_manager(mdata, required=True).create_torch_dataset()
+        loader = block_loader(dataset, BlockSampler(indices, batch_size or max(settings.batch_size, 1024)))
+        self.module.eval()
+        with torch.inference_mode():
+            for batch in loader:
+                batch = move_data_to_device(batch, self.device)
+                yield batch, self.module.encode(batch, give_mean=give_mean)
+
+    def get_latent_representation(
+        self,
+        mdata: MuData | None = None,
+        kind: Kind = "shared",
+        modality: str | None = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Latents of cells.
+
+        Parameters
+        ----------
+        mdata
+            Cells; those of the set-up by default. Other MuData are registered on the fly: features
+            are matched by name, and modalities may be missing.
+        kind
+            ``"shared"`` or ``"specific"`` (or ``"joint"``, the shared code of the cell from whichever
+            modalities it has, which is also ``"shared"`` without a ``modality``).
+        modality
+            Whose code.
+        give_mean
+            The posterior's mean; otherwise a sample of it.
+        batch_size
+            Cells encoded at a time; it does not change the result.
+        indices
+            Numbers of cells in the MuData; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_latent)``. Of a modality: rows of the cells that have it, in the
+        order of ``mdata.mod[modality]`` (in the order of ``indices``, if given); cells masked out by a
+        ``mask_keys`` column have NaN.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        KeyError
+            If the modality is unknown.
+        ValueError
+            If the model has no such kind, or the modality is missing where one is needed.
+        """
+        self._check_if_trained(warn=False, message=f"{type(self).__name__} is not trained. Call `model.train()` first.")
+        self._check_request(kind, modality)
+        mdata = self._validate_anndata(mdata, copy_if_view=False)
+        chosen = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        rows, missing = chosen, None
+        if modality is not None:
+            in_modality = positions(mdata, modality)
+            rows = chosen[in_modality[chosen] >= 0]
+            if indices is None:
+                rows = rows[np.argsort(in_modality[rows])]
+        values = []
+        for batch, latents in self._encode(mdata, rows, batch_size, give_mean=give_mean):
+            if modality is None:
+                values.append(latents.joint)
+                continue
+            code, mask = getattr(latents, kind)[modality], batch["mask"][modality]
+            values.append(code if mask.all() else code.masked_fill(~mask.unsqueeze(1), torch.nan))
+        if not values:
+            return np.zeros((0, self._width(kind)), dtype=np.float32)
+        return torch.cat(values).float().cpu().numpy()
+
+    def _width(self, kind: Kind) -> int:
+        return self.module.n_specific if kind == "specific" else self.module.n_shared
+
+    def _check_request(self, kind: Kind, modality: str | None) -> None:
+        kinds = (*self.module.kinds, "joint")
+        if kind not in kinds:
+            raise ValueError(f"{type(self).__name__} has no {kind!r} latents. {suggest(kind, kinds)}")
+        if modality is not None and modality not in self.modalities:
+            raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")
+        if kind == "specific" and modality is None:
+            raise ValueError(f"Specific latents belong to a modality: pass `modality`, one of {self.modalities}.")
+        if kind == "joint" and modality is not None:
+            raise ValueError("The joint code belongs to the cell: leave out `modality`.")
+
+    @staticmethod
+    def _cell_numbers(indices: Sequence[int], n_obs: int) -> np.ndarray:
+        numbers = np.asarray(indices)
+        if numbers.dtype == bool:
+            numbers = np.flatnonzero(numbers)
+        numbers = numbers.astype(np.int64)
+        if len(numbers) and (numbers.min() < -n_obs or numbers.max() >= n_obs):
+            raise IndexError(f"`indices` run from {numbers.min()} to {numbers.max()}, but there are {n_obs} cells.")
+        return numbers % n_obs if n_obs else numbers
+
+    def write_latent(self, mdata: MuData | None = None, prefix: str = "Z", batch_size: int | None = None) -> MuData:
+        """Write the latents into the MuData, where scanpy finds them.
+
+        ``mdata.obsm["Z_c"]`` is the shared code of every cell, ``mdata.mod[m].obsm["Z_c"]`` and
+        ``["Z_s"]`` the shared and the specific code of every cell that has modality m. What was
+        computed, by what, is in ``mdata.uns["unbraid"]``.
+
+        Parameters
+        ----------
+        mdata
+            Cells; those of the set-up by default.
+        prefix
+            First part of the keys.
+        batch_size
+            Cells encoded at a time.
+
+        Returns
+        -------
+        The same MuData.
+        """
+        mdata = self.adata if mdata is None else mdata
+        latents = {(None, f"{prefix}_c"): self.get_latent_representation(mdata, "joint", batch_size=batch_size)}
+        for m in self.modalities:
+            if m in mdata.mod:
+                for kind, key in {"shared": f"{prefix}_c", "specific": f"{prefix}_s"}.items():
+                    if kind in self.module.kinds:
+                        latents[m, key] = self.get_latent_representation(mdata, kind, m, batch_size=batch_size)
+        for (m, key), values in latents.items():
+            (mdata if m is None else mdata.mod[m]).obsm[key] = values
+        parameters = self._init_arguments()
+        mdata.uns.setdefault("unbraid", {})[prefix] = {
+            "model": type(self).__name__,
+            "version": version("unbraid"),
+            "parameters": json.dumps(parameters, default=str),
+            "setup": json.dumps(self.registry_["setup_args"], default=str),
+            "seed": -1 if self.seed_ is None else self.seed_,
+            "keys": sorted({key for _, key in latents}),
+        }
+        return mdata
+
+    # ---- query data -----------------------------------------------------------------------
+
+    def _validate_anndata(self, adata: MuData | None = None, copy_if_view: bool = True) -> MuData:
+        if adata is not None and not isinstance(adata, MuData):
+            raise TypeError(f"Expected a MuData with any of {self.modalities}, got {type(adata).__name__}.")
+        if adata is not None and adata.is_view:
+            raise ValueError("The MuData is a view. Run `mdata = mdata.copy()` first.")
+        return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    @classmethod
+    def load(cls, dir_path: str, adata: MuData | bool | None = None, **kwargs: Any) -> SplitModel:
+        """Load a saved model, with its data or with others; see scvi-tools' ``BaseModelClass.load``.
+
+        Features are matched by name, and modalities may be missing. ``adata=False`` loads the model
+        alone; it then takes any MuData in :meth:`get_latent_representation`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved to.
+        adata
+            MuData; None takes the one saved with the model.
+        **kwargs
+            ``accelerator``, ``device`` and ``prefix``.
+        """
+        with warnings.catch_warnings():  # we match names ourselves, and refuse what does not match
+            warnings.filterwarnings("ignore", message="`var_names` for the loaded")
+            return super().load(dir_path, adata=adata, **kwargs)
+
+    @classmethod
+    def load_query_data(cls, mdata: MuData, reference_model: SplitModel | str) -> SplitModel:
+        """A trained model on new cells, which may come from new batches and may lack modalities.
+
+        Parameters
+        ----------
+        mdata
+            New cells; features are matched by name.
+        reference_model
+            Trained model, or the folder that it was saved to.
+
+        Returns
+        -------
+        A trained model of the same class on ``mdata``; ``train()`` goes on from its weights.
+        """
+        reference = cls.load(reference_model, adata=False) if isinstance(reference_model, str) else reference_model
+        registry = reference.registry_
+        cls.setup_mudata(mdata, source_registry=registry, extend_categories=True, **registry["setup_args"])
+        model = cls(mdata, **reference._init_arguments())
+        try:
+            model.module.load_state_dict(reference.module.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                "The encoders of this model take the batch as input, so they cannot read new batches. "
+                "Train with `encode_covariates=False` for data from batches yet unseen."
+            ) from error
+        model.module.eval()
+        model.is_trained_, model.seed_ = reference.is_trained_, reference.seed_
+        return model

@@ -1,0 +1,221 @@
+"""What every method's torch side has in common: stages, latents, named loss terms."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import nn
+
+from unbraid.nn import InputLayer, ModalitySpec, PerModality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
+
+Kind = Literal["shared", "specific", "joint", "task", "residual"]
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """An auxiliary network that is refitted several steps within every step of a stage.
+
+    Attributes
+    ----------
+    parts
+        Names of the module's children that it trains, by ``module.inner_loss``.
+    n_steps
+        Steps per outer step.
+    lr
+        Learning rate of its own Adam.
+    fresh_batches
+        Draw a new batch for every inner step; otherwise the outer step's batch serves.
+    """
+
+    parts: tuple[str, ...]
+    n_steps: int = 5
+    lr: float = 1e-3
+    fresh_batches: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training: what is trained, and how. Everything else is frozen.
+
+    Attributes
+    ----------
+    name
+        Names the stage in ``history``, in the progress bar and in ``max_epochs={name: ...}``.
+    parts
+        Names of the module's children that are trained.
+    lr, weight_decay
+        Of Adam (AdamW with a weight decay).
+    max_epochs
+        Default number of epochs; None lets the size of the data decide.
+    schedule
+        ``"cosine"`` lets the learning rate fall to zero over the epochs.
+    gradient_clip
+        Largest norm of the gradient; None does not clip.
+    inner
+        An inner loop, if the method has one.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    max_epochs: int | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    gradient_clip: float | None = None
+    inner: InnerLoop | None = None
+
+
+@dataclass
+class Latents:
+    """Latents of a batch of ``n`` cells.
+
+    Attributes
+    ----------
+    mask
+        Per modality, which cells have it: bool ``(n,)``.
+    shared, specific
+        Per modality, ``(n, n_latent)``; rows of cells that lack the modality are zero.
+    joint
+        Shared code of the cell from whichever modalities it has, ``(n, n_shared)``.
+    params
+        Whatever else a method needs later, by name.
+    """
+
+    mask: dict[str, torch.Tensor]
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    specific: dict[str, torch.Tensor] = field(default_factory=dict)
+    joint: torch.Tensor | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+def total_loss(terms: Mapping[str, tuple[float, Callable[[], torch.Tensor]]], n_obs: int) -> LossOutput:
+    """Sum of weighted terms; a term of weight 0 is never computed.
+
+    Parameters
+    ----------
+    terms
+        Per name, its weight and a function that gives the scalar term.
+    n_obs
+        Cells of the batch.
+
+    Returns
+    -------
+    The weighted sum, with every unweighted term under its name in ``extra_metrics``.
+    """
+    values = {name: term() for name, (weight, term) in terms.items() if weight != 0}
+    loss = sum((terms[name][0] * value for name, value in values.items()), start=torch.zeros(()))
+    return LossOutput(
+        loss=loss, n_obs_minibatch=n_obs, extra_metrics={name: value.detach() for name, value in values.items()}
+    )
+
+
+def on_present_rows(
+    function: Callable[..., torch.Tensor], mask: torch.Tensor, *inputs: torch.Tensor | None
+) -> torch.Tensor:
+    """Apply ``function`` to the rows of the cells that have the modality; the other rows are zero.
+
+    What an absent cell's rows hold can therefore change nothing, batch statistics included.
+    """
+    if mask.all():
+        return function(*inputs)
+    values = function(*(None if x is None else x[mask] for x in inputs))
+    return values.new_zeros(len(mask), values.shape[1]).index_put((mask.nonzero().squeeze(1),), values)
+
+
+class SplitModule(BaseModuleClass):
+    """Base of all modules: M modalities in, shared and specific codes out.
+
+    A subclass implements :attr:`stages`, :meth:`encode` and :meth:`loss` (and :meth:`inner_loss` if
+    a stage has an inner loop).
+
+    Parameters
+    ----------
+    specs
+        The modalities, in the order of the set-up.
+    """
+
+    def __init__(self, specs: Sequence[ModalitySpec]) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.input_layers = PerModality({spec.name: InputLayer(spec) for spec in specs})
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities, in the order of the set-up."""
+        return [spec.name for spec in self.specs]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies; also for a module that has no parameters."""
+        return next(tensor.device for group in (self.parameters(), self.buffers()) for tensor in group)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of latents that the method has."""
+        return ("shared", "specific")
+
+    @property
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """Stages of training, in order."""
+
+    @abstractmethod
+    def encode(self, batch: dict, *, give_mean: bool = True) -> Latents:
+        """Encode a batch.
+
+        Parameters
+        ----------
+        batch
+            Batch of a :class:`~unbraid.data.MultimodalDataset`.
+        give_mean
+            The posterior's mean; otherwise a sample of it.
+        """
+
+    @abstractmethod
+    def loss(self, batch: dict, stage: str) -> LossOutput:
+        """Loss of a stage on a batch, with its terms by name."""
+
+    def inner_loss(self, batch: dict, stage: str) -> torch.Tensor:
+        """Loss of the auxiliary network of a stage's inner loop."""
+        raise NotImplementedError(f"Stage {stage!r} of {type(self).__name__} has no inner loop.")
+
+    def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What the encoders see, per modality."""
+        sizes = batch["size_factor"]
+        return {
+            m: on_present_rows(self.input_layers[m], batch["mask"][m], batch["x"][m], sizes.get(m))
+            for m in self.modalities
+        }
+
+    def parameters_of(self, parts: Sequence[str]) -> Iterator[nn.Parameter]:
+        """Parameters of the named children, or of a child that is itself a parameter."""
+        for part in parts:
+            child = getattr(self, part)
+            yield from [child] if isinstance(child, nn.Parameter) else child.parameters()
+
+    # scvi-tools' names for the two halves of a forward pass; here `encode` is all there is
+    def _get_inference_input(self, tensors: dict, **kwargs: Any) -> dict:
+        return {"batch": tensors}
+
+    def inference(self, batch: dict, **kwargs: Any) -> Latents:
+        """Same as :meth:`encode`."""
+        return self.encode(batch, **kwargs)
+
+    def _get_generative_input(self, tensors: dict, inference_outputs: Latents, **kwargs: Any) -> dict:
+        return {}
+
+    def generative(self, **kwargs: Any) -> dict:
+        """Nothing: a module without decoders generates nothing."""
+        return {}
+
+    def sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Not available without decoders."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder to sample from.")

@@ -1,0 +1,365 @@
+"""Linear split: regularised (generalised) CCA, then principal components of what it leaves over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from unbraid.module._base import Latents, SplitModule, Stage, on_present_rows
+from unbraid.nn import ModalitySpec, PerModality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from scvi.module.base import LossOutput
+
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0)
+
+
+class LinearMap(nn.Module):
+    """Linear maps of one modality: features to components, to shared codes, to specific codes."""
+
+    names = ("mean", "components", "shared", "explained", "specific")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.names:
+            self.register_buffer(name, torch.zeros(0, 0))
+
+    def set(self, **values: np.ndarray) -> None:
+        """Put the fitted maps in place."""
+        for name, value in values.items():
+            setattr(self, name, torch.as_tensor(np.ascontiguousarray(value), dtype=torch.float32))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        for name in self.names:  # sizes are known only after the fit
+            setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def reduce(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Components of transformed features, centred by their batch; unseen batches by the mean of all (row 0)."""
+        row = torch.where(batch + 1 < len(self.mean), batch + 1, 0)
+        return (x - self.mean[row]) @ self.components
+
+
+class LinearModule(SplitModule):
+    """The fitted linear split; see :class:`~unbraid.model.LinearSplit`.
+
+    Parameters
+    ----------
+    specs
+        The modalities.
+    center_batches
+        Whether every batch is centred by itself.
+    """
+
+    def __init__(self, specs: Sequence[ModalitySpec], *, center_batches: bool) -> None:
+        super().__init__(specs)
+        self.center_batches = center_batches
+        self.maps = PerModality({m: LinearMap() for m in self.modalities})
+        self.correlations = LinearCorrelations()
+
+    @property
+    def n_shared(self) -> int:
+        """Dimensions of the shared code."""
+        return self.maps[self.modalities[0]].shared.shape[1]
+
+    @property
+    def n_specific(self) -> int:
+        """Most dimensions of a specific code."""
+        return max(self.maps[m].specific.shape[1] for m in self.modalities)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """None: there is nothing to descend on."""
+        return []
+
+    def loss(self, batch: dict, stage: str) -> LossOutput:
+        """Not available: the fit is a closed form."""
+        raise NotImplementedError("LinearSplit has a closed form and no loss.")
+
+    def batch_codes(self, batch: dict) -> torch.Tensor:
+        """Batch of every cell, 0 for all when batches are not centred."""
+        return batch["batch"] if self.center_batches else torch.zeros_like(batch["batch"])
+
+    def encode(self, batch: dict, *, give_mean: bool = True) -> Latents:
+        """Canonical variates, components of the residual, and the joint code.
+
+        The joint code of a cell with modalities S is the mean of a one-factor model given its
+        variates: :math:`\\sqrt{\\rho} \\sum_{m \\in S} z_m / (1 + (|S| - 1) \\rho)`.
+        """
+        inputs, mask, codes = self.inputs(batch), batch["mask"], self.batch_codes(batch)
+        shared, specific = {}, {}
+        for m in self.modalities:
+            linear = self.maps[m]
+            reduced = on_present_rows(linear.reduce, mask[m], inputs[m], codes)
+            shared[m] = reduced @ linear.shared
+            specific[m] = (reduced - shared[m] @ linear.explained) @ linear.specific
+        rho = self.correlations.value
+        present = sum(mask[m].float() for m in self.modalities).unsqueeze(1)
+        joint = rho.sqrt() * sum(shared.values()) / (1 + (present - 1) * rho)
+        return Latents(mask, shared, specific, joint)
+
+
+class LinearCorrelations(nn.Module):
+    """Held-out canonical correlation of every kept dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(0))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        self.value = torch.empty_like(state_dict[prefix + "value"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+# ---- closed forms, in float64 -------------------------------------------------------------
+
+
+def batch_means(blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], n_batches: int) -> np.ndarray:
+    """Mean of every feature over all rows (row 0) and within every batch, shape ``(1 + n_batches, d)``.
+
+    Parameters
+    ----------
+    blocks
+        Gives a fresh pass over ``(values, batch)`` blocks of rows.
+    n_batches
+        Number of batches; a batch without rows gets the mean of all.
+    """
+    total, count = 0.0, np.zeros(n_batches)
+    for x, batch in blocks():
+        member = np.eye(n_batches)[batch]
+        total, count = total + member.T @ x, count + member.sum(axis=0)
+    overall = total.sum(axis=0) / count.sum()
+    within = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], overall)
+    return np.vstack([overall, within])
+
+
+def principal_components(
+    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    means: np.ndarray,
+    n_components: int,
+    seed: int,
+    n_passes: int = 4,
+) -> np.ndarray:
+    """Leading principal axes of rows that pass by in blocks, ``(d, n_components)``.
+
+    Subspace iteration on the covariance (Halko et al. 2011, randomised range finder with power
+    iterations): memory grows with the block, never with the data.
+
+    Parameters
+    ----------
+    blocks
+        Gives a fresh pass over ``(values, batch)`` blocks of rows.
+    means
+        Of :func:`batch_means`.
+    n_components
+        Axes to keep; all of them are the identity.
+    seed
+        Seed of the first subspace.
+    n_passes
+        Passes over the data.
+    """
+    n_features = means.shape[1]
+    if n_components >= n_features:
+        return np.eye(n_features)
+    width = min(n_components + 20, n_features)
+    axes = np.linalg.qr(np.random.default_rng(seed).standard_normal((n_features, width)))[0]
+    for _ in range(n_passes):
+        image = np.zeros((n_features, width))
+        for x, batch in blocks():
+            centred = x - means[batch + 1]
+            image += centred.T @ (centred @ axes)
+        axes, _ = np.linalg.qr(image)
+    gram = np.zeros((width, width))
+    for x, batch in blocks():
+        scores = (x - means[batch + 1]) @ axes
+        gram += scores.T @ scores
+    _, vectors = np.linalg.eigh(gram)
+    return axes @ vectors[:, ::-1][:, :n_components]
+
+
+def generalized_cca(
+    data: dict[str, np.ndarray], rows: dict[str, np.ndarray], n_obs: int, ridge: float, n_dims: int
+) -> dict[str, np.ndarray]:
+    r"""Regularised generalised canonical correlation analysis with missing modalities.
+
+    Every modality is whitened with a ridge, :math:`w_m = V_m^\top x_m / \sqrt{e_m + r\,\bar e_m}`; the
+    variates are the leading eigenvectors of the matrix of cross-covariances :math:`C_{mn} = \mathrm{cov}(w_m, w_n)`,
+    :math:`m \ne n`. For M = 2 this is regularised CCA exactly, for M > 2 the MAX-VAR generalisation
+    (Kettenring 1971). Each covariance comes from the cells that have what it needs.
+
+    Parameters
+    ----------
+    data
+        Per modality, centred components of the cells that have it, ``(n_m, p_m)``.
+    rows
+        Per modality, numbers of these cells among ``n_obs``, increasing.
+    n_obs
+        Number of cells.
+    ridge
+        :math:`r`, relative to the mean variance.
+    n_dims
+        Variates wanted, k.
+
+    Returns
+    -------
+    Per modality, ``(p_m, k)``: centred components to variates of unit variance.
+    """
+    whitened, unmix = {}, {}
+    for m, x in data.items():
+        variance, vectors = np.linalg.eigh(x.T @ x / len(x))
+        variance = np.maximum(variance, 0.0)
+        unmix[m] = vectors / np.sqrt(variance + ridge * max(variance.mean(), 1e-300))
+        whitened[m] = x @ unmix[m]
+    offsets = dict(zip(data, np.cumsum([0, *(x.shape[1] for x in data.values())]), strict=False))
+    size = sum(x.shape[1] for x in data.values())
+    cross = np.zeros((size, size))
+    for m, n in combinations(data, 2):
+        i, j = common_rows(rows[m], rows[n], n_obs)
+        if len(i) < 2:
+            continue
+        a, b = whitened[m][i], whitened[n][j]
+        block = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / len(i)
+        cross[offsets[m] : offsets[m] + a.shape[1], offsets[n] : offsets[n] + b.shape[1]] = block
+    _, vectors = np.linalg.eigh(cross + cross.T)
+    vectors = vectors[:, ::-1][:, :n_dims]
+    maps = {}
+    for m, x in data.items():
+        direction = vectors[offsets[m] : offsets[m] + x.shape[1]]
+        spread = (whitened[m] @ direction).std(axis=0)
+        maps[m] = unmix[m] @ direction / np.where(spread > 1e-12, spread, np.inf)
+    return maps
+
+
+def common_rows(a: np.ndarray, b: np.ndarray, n_obs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, within two increasing lists of cells, of the cells in both."""
+    place = np.full(n_obs, -1)
+    place[b] = np.arange(len(b))
+    i = np.flatnonzero(place[a] >= 0)
+    return i, place[a[i]]
+
+
+def unit_columns(x: np.ndarray) -> np.ndarray:
+    """Centre columns and scale them to length 1, so that products of columns are correlations; constant ones to 0."""
+    x = x - x.mean(axis=0)
+    length = np.sqrt((x**2).sum(axis=0))
+    return x / np.where(length > 1e-12, length, np.inf)
+
+
+@dataclass(frozen=True)
+class CanonicalSelection:
+    """Result of :func:`select_canonical`.
+
+    Attributes
+    ----------
+    ridge
+        Chosen ridge.
+    correlations
+        Held-out correlation of every dimension, mean over folds and pairs of modalities.
+    threshold
+        95 % quantile of the largest such correlation after random re-pairing.
+    """
+
+    ridge: float
+    correlations: np.ndarray
+    threshold: float
+
+    @property
+    def rank(self) -> int:
+        """Leading dimensions above the threshold."""
+        below = np.flatnonzero(self.correlations <= self.threshold)
+        return int(below[0]) if len(below) else len(self.correlations)
+
+
+def select_canonical(
+    data: dict[str, np.ndarray],
+    rows: dict[str, np.ndarray],
+    batch: np.ndarray,
+    n_dims: int,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    n_folds: int = 5,
+    n_permutations: int = 100,
+    max_obs: int = 20_000,
+    seed: int = 0,
+) -> CanonicalSelection:
+    r"""Choose the ridge and the rank on held-out cells.
+
+    The ridge maximises the held-out Gaussian information :math:`-\frac12 \sum_j \log(1 - \rho_j^2)` over
+    dimensions above chance. A dimension counts as shared if its held-out correlation exceeds what
+    the best of all dimensions reaches when held-out cells are re-paired at random (within batches).
+
+    Parameters
+    ----------
+    data, rows
+        As in :func:`generalized_cca`.
+    batch
+        Batch of every cell, ``(n_obs,)``.
+    n_dims
+        Dimensions to look at.
+    ridges
+        Candidates.
+    n_folds
+        Folds of cells; each is held out once.
+    n_permutations
+        Random re-pairings.
+    max_obs
+        Cells to look at; more do not change the choice.
+    seed
+        Seed of folds and re-pairings.
+    """
+    n_obs, rng = len(batch), np.random.default_rng(seed)
+    fold = rng.permutation(n_obs)
+    fold = np.where(fold < max_obs, fold % n_folds, -1)  # -1: not looked at
+    chosen = {m: fold[r] >= 0 for m, r in rows.items()}
+    data, rows = {m: x[chosen[m]] for m, x in data.items()}, {m: r[chosen[m]] for m, r in rows.items()}
+    split = lambda k, part: {m: (fold[r] == k) == part for m, r in rows.items()}
+
+    def held_out(ridge: float) -> list[dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """Per fold and pair of modalities: unit variates of the held-out cells with both, and their batch."""
+        folds = []
+        for k in range(n_folds):
+            train, test = split(k, False), split(k, True)
+            fit = generalized_cca(
+                {m: x[train[m]] for m, x in data.items()}, {m: r[train[m]] for m, r in rows.items()}, n_obs, ridge, n_dims
+            )
+            variates = {m: x[test[m]] @ fit[m] for m, x in data.items()}
+            cells = {m: r[test[m]] for m, r in rows.items()}
+            pairs = {}
+            for m, n in combinations(data, 2):
+                i, j = common_rows(cells[m], cells[n], n_obs)
+                if len(i) > 2:
+                    pairs[m, n] = (unit_columns(variates[m][i]), unit_columns(variates[n][j]), batch[cells[m][i]])
+            folds.append(pairs)
+        return folds
+
+    def mean_correlation(folds, repair: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+        values = [
+            np.einsum("ij,ij->j", a, b if repair is None else b[repair(g)])
+            for pairs in folds
+            for a, b, g in pairs.values()
+        ]
+        return np.mean(values, axis=0) if values else np.zeros(n_dims)
+
+    def information(folds) -> float:
+        rho = mean_correlation(folds)
+        n_test = sum(len(g) for pairs in folds for _, _, g in pairs.values())
+        chance = np.sqrt(2 * np.log(max(n_dims, 2)) / max(n_test, 1))
+        return float(-0.5 * np.log1p(-np.minimum(rho[rho > chance], 1 - 1e-9) ** 2).sum())
+
+    def repair(groups: np.ndarray) -> np.ndarray:
+        order = rng.permutation(len(groups))
+        result = np.empty(len(groups), dtype=int)
+        result[np.argsort(groups, kind="stable")] = order[np.argsort(groups[order], kind="stable")]
+        return result
+
+    best = max(ridges, key=lambda ridge: information(held_out(ridge))) if len(ridges) > 1 else ridges[0]
+    folds = held_out(best)
+    null = [mean_correlation(folds, repair).max(initial=0.0) for _ in range(n_permutations)]
+    return CanonicalSelection(best, mean_correlation(folds), float(np.quantile(null, 0.95)))

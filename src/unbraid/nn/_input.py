@@ -1,0 +1,109 @@
+"""What encoders see of a modality: its values on a scale that suits a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+Likelihood = Literal["normal", "laplace", "bernoulli", "categorical", "poisson", "nb", "zinb", "nb_mixture"]
+COUNT_LIKELIHOODS = frozenset({"poisson", "nb", "zinb", "nb_mixture"})
+InputTransform = Literal["log1p", "clr", "scale", "standardize", "identity"]
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """What a module must know about one modality.
+
+    Attributes
+    ----------
+    name
+        Name in ``mdata.mod``.
+    n_features
+        Number of features.
+    likelihood
+        What the values are.
+    transform
+        What the encoders see; see :class:`InputLayer`.
+    mean, standard_deviation
+        Per feature, over the cells of the set-up.
+    size_factor_reference
+        Median size factor over the cells of the set-up.
+    """
+
+    name: str
+    n_features: int
+    likelihood: Likelihood
+    transform: InputTransform
+    mean: np.ndarray = field(repr=False)
+    standard_deviation: np.ndarray = field(repr=False)
+    size_factor_reference: float = 1.0
+
+    @property
+    def is_count(self) -> bool:
+        """Whether the values are counts."""
+        return self.likelihood in COUNT_LIKELIHOODS
+
+
+class InputLayer(nn.Module):
+    """Bring one modality's values to the scale of a network; no trained parameters.
+
+    ``log1p``
+        Counts divided by the cell's size factor (its total, unless given) times the median size
+        factor, then log(1 + x): the usual normalisation of RNA.
+    ``clr``
+        Centred log ratio within the cell, log(1 + x) minus its mean over features: the usual
+        normalisation of surface proteins.
+    ``scale``
+        Features centred, then divided by one number, the root mean square of their standard
+        deviations: no unit matters, and relative scales (principal components, say) stay.
+    ``standardize``
+        Every feature centred and divided by its own standard deviation.
+    ``identity``
+        As they are.
+
+    Parameters
+    ----------
+    spec
+        The modality.
+    """
+
+    def __init__(self, spec: ModalitySpec) -> None:
+        super().__init__()
+        if spec.transform not in get_args(InputTransform):
+            raise ValueError(
+                f"Modality {spec.name!r}: unknown input transform {spec.transform!r}; "
+                f"there is: {', '.join(get_args(InputTransform))}."
+            )
+        self.transform, self.reference = spec.transform, float(spec.size_factor_reference)
+        spread = np.asarray(spec.standard_deviation, dtype=np.float64)
+        if self.transform == "scale":
+            spread = np.full_like(spread, np.sqrt(np.mean(spread**2)))
+        spread = np.where(spread > 0, spread, 1.0)
+        if self.transform in ("scale", "standardize"):
+            self.register_buffer("center", torch.as_tensor(np.asarray(spec.mean), dtype=torch.float32))
+            self.register_buffer("inverse_scale", torch.as_tensor(1.0 / spread, dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor, size_factor: torch.Tensor | None = None) -> torch.Tensor:
+        """Transform values.
+
+        Parameters
+        ----------
+        x
+            Values, shape ``(n, n_features)``.
+        size_factor
+            Given size factors, shape ``(n,)``.
+        """
+        if self.transform == "log1p":
+            size = x.sum(dim=1) if size_factor is None else size_factor
+            # an empty cell stays all zero
+            return torch.log1p(x * (self.reference / size.clamp(min=1e-8)).unsqueeze(1))
+        if self.transform == "clr":
+            logs = torch.log1p(x)
+            return logs - logs.mean(dim=1, keepdim=True)
+        if self.transform == "identity":
+            return x
+        return (x - self.center) * self.inverse_scale

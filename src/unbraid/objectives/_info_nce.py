@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from unbraid.objectives._unit import check_pairs, check_widths, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    *,
+    temperature: float | Tensor = 0.07,
+    groups: Tensor | None = None,
+    normalize: bool = True,
+    symmetric: bool = True,
+) -> Tensor:
+    r"""InfoNCE between two views, with the other view's rows of the batch as negatives.
+
+    With rows scaled to unit length, one direction is
+
+    .. math::
+
+        \mathrm{CE}(A, B) = -\frac{1}{n} \sum_i \log
+            \frac{\exp(\langle a_i, b_i \rangle / \tau)}{\sum_j \exp(\langle a_i, b_j \rangle / \tau)}
+
+    and the symmetric loss is :math:`\tfrac12 [\mathrm{CE}(A, B) + \mathrm{CE}(B, A)]`. Rows of the same view are
+    never negatives of each other. :math:`\log n - \mathrm{CE}(A, B)` is a lower bound, in nats, of the mutual
+    information of the two views.
+
+    Parameters
+    ----------
+    a, b
+        Paired rows of the two views, ``(n, d)`` each, floating point; row ``i`` of ``a`` belongs to row ``i`` of ``b``.
+    temperature
+        :math:`\tau > 0`. A scalar tensor makes it learnable.
+    groups
+        ``(n,)`` integers. Negatives then come from the anchor's own group only, such as its experimental batch, so
+        that telling the groups apart earns nothing. The loss is the mean of the groups' losses, weighted by their
+        sizes; an anchor alone in its group contributes exactly 0.
+    normalize
+        Compare directions (cosines). ``False`` takes the plain dot products.
+    symmetric
+        Average both directions. ``False`` keeps :math:`\mathrm{CE}(A, B)`: each row of ``a`` looks for its row of
+        ``b``.
+
+    Returns
+    -------
+    Scalar in :math:`[0, \log n + 2 / \tau]` for normalised rows; 0, connected to the graph, when ``n < 2``.
+
+    Raises
+    ------
+    ValueError
+        When ``a`` and ``b`` are not two ``(n, d)`` matrices, when ``groups`` has not one entry per row, or when
+        ``temperature`` is a number that is not positive.
+
+    Notes
+    -----
+    The one-directional loss is that of [1]_, the symmetric one that of CLIP [2]_. Both average over anchors and keep
+    the positive in the denominator. Step 1 of DisentangledSSL ([3]_, Appendix G) is
+    ``info_nce(z1, z2) - beta * alignment(mu1, mu2)``; its equation 10, step 2, is the same loss between two
+    augmented views. As in its released code the negatives are the batch and both directions are averaged.
+
+    References
+    ----------
+    .. [1] van den Oord, Li and Vinyals. Representation learning with contrastive predictive coding. 2018.
+    .. [2] Radford et al. Learning transferable visual models from natural language supervision. ICML 2021.
+    .. [3] Wang et al. An information criterion for controlled disentanglement of multimodal data. ICLR 2025.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from unbraid.objectives import info_nce
+    >>> a = torch.eye(4)
+    >>> round(info_nce(a, a, temperature=0.5).item(), 4)
+    0.3408
+    >>> info_nce(a, a, groups=torch.arange(4)).item()  # nobody to be told apart from
+    0.0
+    """
+    n = check_pairs(a, b, "a and b")
+    check_widths(a, b, "a and b", "info_nce")
+    if groups is not None and groups.shape != (n,):
+        raise ValueError(f"groups must have one entry per row, shape ({n},), got {tuple(groups.shape)}.")
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+
+    if normalize:
+        a, b = unit(a), unit(b)
+    logits = (a / temperature) @ b.T
+    if groups is not None:
+        logits = logits.masked_fill(groups[:, None] != groups, -torch.inf)
+    partner = torch.arange(n, device=logits.device)
+    # the sum over max(n, 1), not the mean: an empty batch gives 0, not NaN
+    loss = cross_entropy(logits, partner, reduction="sum")
+    if symmetric:
+        loss = (loss + cross_entropy(logits.T, partner, reduction="sum")) / 2
+    return loss / max(n, 1)
+
+
+def alignment(a: Tensor, b: Tensor) -> Tensor:
+    r"""Mean cosine of paired rows.
+
+    .. math::
+
+        \frac{1}{n} \sum_i \Big\langle \frac{a_i}{\lVert a_i \rVert}, \frac{b_i}{\lVert b_i \rVert} \Big\rangle
+
+    Between mean directions of von Mises-Fisher distributions of one concentration :math:`\kappa` this is their mean
+    Kullback-Leibler divergence up to sign, scale and constant: :math:`\mathrm{KL} = \kappa A_d(\kappa) (1 -
+    \text{alignment})`, see :func:`vmf_kl`. It is the term weighted by :math:`\beta` in step 1 of DisentangledSSL
+    ([1]_, Appendix G), where it is maximised: a loss subtracts it.
+
+    Parameters
+    ----------
+    a, b
+        Paired rows, ``(n, d)`` each, floating point. A zero row counts as cosine 0.
+
+    Returns
+    -------
+    Scalar in [-1, 1]; 0, connected to the graph, when ``n = 0``.
+
+    Raises
+    ------
+    ValueError
+        When ``a`` and ``b`` are not two ``(n, d)`` matrices.
+
+    References
+    ----------
+    .. [1] Wang et al. An information criterion for controlled disentanglement of multimodal data. ICLR 2025.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from unbraid.objectives import alignment
+    >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]])).item()
+    0.5
+    """
+    n = check_pairs(a, b, "a and b")
+    check_widths(a, b, "a and b", "alignment")
+    return (unit(a) * unit(b)).sum() / max(n, 1)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """Scale ``x`` to unit length along ``dim``; a zero vector stays zero and gets a zero gradient.
+
+    Dividing by ``max(norm, eps)`` instead would send a gradient of order ``1 / eps`` into a zero vector.
+    """
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / norm.masked_fill(norm == 0, torch.inf)
+
+
+def check_pairs(first: Tensor, second: Tensor, names: str) -> int:
+    """Return the number of paired rows, or say what is wrong with the two tensors."""
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError(
+            f"{names} must be two matrices whose rows are paired, "
+            f"got shapes {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+    return len(first)
+
+
+def check_widths(first: Tensor, second: Tensor, names: str, why: str) -> None:
+    """Raise when the two matrices have a different number of columns."""
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"{why} needs {names} of equal width, got {first.shape[1]} and {second.shape[1]} columns.")

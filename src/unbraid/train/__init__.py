@@ -1,0 +1,7 @@
+"""One staged Lightning plan for all methods."""
+
+from unbraid.train._callbacks import BestWeights, EpochCheckpoint, StageProgress
+from unbraid.train._plan import StagedPlan
+from unbraid.train._runner import RunOptions, run_stages
+
+__all__ = ["BestWeights", "EpochCheckpoint", "RunOptions", "StageProgress", "StagedPlan", "run_stages"]

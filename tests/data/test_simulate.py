@@ -1,0 +1,443 @@
+"""The simulators keep their recipes, and the truth stays with the rows it is about."""
+
+from __future__ import annotations
+
+import warnings
+
+import mudata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_predict, cross_val_score
+
+from unbraid.data import simulate
+
+SIMULATORS = {
+    "disentangled_ssl": lambda seed=0: simulate.disentangled_ssl(200, seed=seed),
+    "disentangled_ssl_mixed": lambda seed=0: simulate.disentangled_ssl_mixed(200, seed=seed),
+    **{f"indiseek_{k}": lambda seed=0, k=k: simulate.indiseek(k, 110, seed=seed) for k in (1, 2, 3, 4)},
+    "citeseq": lambda seed=0: simulate.citeseq(
+        150, n_genes=60, n_proteins=12, n_peaks=40, missing={"rna": 0.3, "prot": 0.2}, seed=seed
+    ),
+}
+every_simulator = pytest.mark.parametrize("make", SIMULATORS.values(), ids=SIMULATORS.keys())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def dense(x) -> np.ndarray:
+    return x.toarray() if sp.issparse(x) else np.asarray(x)
+
+
+def assert_same(a: mudata.MuData, b: mudata.MuData) -> None:
+    assert list(a.mod) == list(b.mod)
+    assert a.obs.equals(b.obs)
+    np.testing.assert_array_equal(a.obsm["true_shared"], b.obsm["true_shared"])
+    for name in a.mod:
+        x, y = a[name], b[name]
+        assert list(x.obs_names) == list(y.obs_names)
+        assert x.var.equals(y.var)
+        np.testing.assert_array_equal(dense(x.X), dense(y.X))
+        for key in x.obsm:
+            np.testing.assert_array_equal(x.obsm[key], y.obsm[key])
+
+
+# --- what all of them promise ---------------------------------------------------------------------------------------
+
+
+@every_simulator
+def test_same_seed_same_data(make):
+    assert_same(make(), make())
+
+
+@every_simulator
+def test_another_seed_other_data(make):
+    assert not np.array_equal(make(0).obsm["true_shared"], make(1).obsm["true_shared"])
+
+
+@every_simulator
+def test_global_random_states_are_left_alone(make):
+    state, torch_state = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    make()
+    after = np.random.get_state()  # noqa: NPY002
+    np.testing.assert_array_equal(state[1], after[1])
+    assert state[2:] == after[2:]
+    assert torch.equal(torch_state, torch.get_rng_state())
+
+
+@every_simulator
+def test_result_does_not_depend_on_global_random_states(make):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        first = make()
+    assert_same(first, make())
+
+
+@every_simulator
+def test_cells_keep_their_order_and_names_are_unique(make):
+    mdata = make()
+    assert list(mdata.obs_names) == [f"cell_{i}" for i in range(mdata.n_obs)]
+    assert mdata.var_names.is_unique
+    for adata in mdata.mod.values():
+        assert adata.X.dtype == np.float32
+        assert "truth" in adata.var
+        assert not adata.layers
+
+
+@every_simulator
+def test_no_warning_and_no_option_left_behind(make):
+    def options() -> dict:
+        if not hasattr(mudata, "set_options"):  # mudata 0.4
+            return {}
+        with mudata.set_options() as current:
+            return dict(current)
+
+    before = options()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        make()
+    assert options() == before
+
+
+@every_simulator
+def test_truth_survives_writing(make, tmp_path):
+    mdata = make()
+    mdata.write_h5mu(tmp_path / "simulated.h5mu")
+    back = mudata.read_h5mu(tmp_path / "simulated.h5mu")
+    assert back.uns["simulation"]["recipe"] == mdata.uns["simulation"]["recipe"]
+    rows = mdata.obs_names.get_indexer(back.obs_names)  # mudata 0.3 may change the order on reading
+    np.testing.assert_array_equal(back.obsm["true_shared"], mdata.obsm["true_shared"][rows])
+    for column in mdata.obs:
+        assert list(back.obs[column]) == list(mdata.obs[column].array[rows])
+
+
+@pytest.mark.parametrize("n_obs", [0, 1.5, "many", None])
+@pytest.mark.parametrize(
+    "make", [simulate.disentangled_ssl, simulate.citeseq, lambda n_obs: simulate.indiseek(1, n_obs)]
+)
+def test_a_bad_number_of_cells_is_named(make, n_obs):
+    with pytest.raises(ValueError, match="`n_obs` must be a whole number"):
+        make(n_obs)
+
+
+# --- DisentangledSSL ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dssl() -> mudata.MuData:
+    return simulate.disentangled_ssl(9_000)
+
+
+def latents(mdata: mudata.MuData) -> dict[str, np.ndarray]:
+    return {"shared": mdata.obsm["true_shared"], **{m: mdata[m].obsm["true_specific"] for m in mdata.mod}}
+
+
+def test_dssl_latents_are_independent_gaussians_of_variance_one_half(dssl):
+    z = np.concatenate(list(latents(dssl).values()), axis=1)
+    covariance = np.cov(z.T)
+    np.testing.assert_allclose(np.diag(covariance), 0.5, atol=0.04)
+    assert np.diag(covariance).mean() == pytest.approx(0.5, abs=0.005)
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.04
+
+
+def test_dssl_observations_are_the_private_then_shared_mixture(dssl):
+    for name in ("x1", "x2"):
+        mixing = dssl.uns["simulation"]["mixing"][name]
+        assert mixing.shape == (100, 100)
+        assert np.abs(mixing).max() <= 1
+        z = np.concatenate([dssl[name].obsm["true_specific"], dssl.obsm["true_shared"]], axis=1)
+        np.testing.assert_allclose(dssl[name].X, z @ mixing, atol=2e-5)
+        assert (dssl[name].var["truth"] == "both").all()
+
+
+def test_dssl_draws_in_the_order_of_the_reference():
+    mdata = simulate.disentangled_ssl(1_000, seed=3)
+    rng = np.random.RandomState(3)
+    for drawn in (mdata.obsm["true_shared"], mdata["x1"].obsm["true_specific"], mdata["x2"].obsm["true_specific"]):
+        expected = rng.multivariate_normal(np.zeros(50), 0.5 * np.eye(50), size=1_000)
+        np.testing.assert_array_equal(drawn, expected.astype(np.float32))
+    for name in ("x1", "x2"):
+        np.testing.assert_array_equal(mdata.uns["simulation"]["mixing"][name], rng.uniform(-1, 1, (100, 100)))
+    # First labels that the released code gives for this seed and size.
+    assert "".join(map(str, mdata.obs["y_specific_x1"][:24])) == "100000000011011111110001"
+    assert "".join(map(str, mdata.obs["y_shared"][:24])) == "001111011011001010110111"
+
+
+def test_dssl_labels_are_exactly_balanced(dssl):
+    for column in ("y_shared", "y_specific_x1", "y_specific_x2"):
+        assert dssl.obs[column].value_counts().to_dict() == {0: 4_500, 1: 4_500}
+
+
+def test_dssl_split_is_the_reference_split_and_the_same_for_every_seed(dssl):
+    train, test = torch.utils.data.random_split(range(9_000), [7_200, 1_800], torch.Generator().manual_seed(0))
+    is_train = (dssl.obs["split"] == "train").to_numpy()
+    assert set(np.flatnonzero(is_train)) == set(train.indices)
+    assert set(np.flatnonzero(~is_train)) == set(test.indices)
+    small = [simulate.disentangled_ssl(50, seed=seed).obs["split"].tolist() for seed in (0, 1)]
+    assert small[0] == small[1]
+
+
+@pytest.mark.parametrize(
+    ("latent", "own", "low", "high"),
+    [("shared", "y_shared", 0.77, 0.84), ("x1", "y_specific_x1", 0.80, 0.88), ("x2", "y_specific_x2", 0.78, 0.86)],
+)
+def test_dssl_probes_of_true_latents_reach_their_label_only(dssl, latent, own, low, high):
+    z = latents(dssl)[latent]
+    train = (dssl.obs["split"] == "train").to_numpy()
+    for column in ("y_shared", "y_specific_x1", "y_specific_x2"):
+        y = dssl.obs[column].to_numpy()
+        accuracy = LogisticRegression(max_iter=200).fit(z[train], y[train]).score(z[~train], y[~train])
+        if column == own:
+            assert low < accuracy < high
+        else:
+            assert accuracy == pytest.approx(0.5, abs=0.03)
+
+
+def test_dssl_mixed_leaves_fifteen_shared_dimensions_unmixed():
+    mdata = simulate.disentangled_ssl_mixed(500)
+    shared = mdata.obsm["true_shared"]
+    for name in ("x1", "x2"):
+        adata, mixing = mdata[name], mdata.uns["simulation"]["mixing"][name]
+        assert adata.shape == (500, 100)
+        assert mixing.shape == (85, 85)
+        z = np.concatenate([adata.obsm["true_specific"], shared[:, :35]], axis=1)
+        np.testing.assert_allclose(adata.X[:, :85], z @ mixing, atol=2e-5)
+        np.testing.assert_array_equal(adata.X[:, 85:], shared[:, 35:])
+        assert adata.var["truth"].tolist() == ["both"] * 85 + ["shared"] * 15
+    np.testing.assert_array_equal(shared, simulate.disentangled_ssl(500).obsm["true_shared"])
+
+
+# --- IndiSeek -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", [1, 3])
+def test_indiseek_1_and_3_have_the_smooth_code_of_the_first_two_coordinates(setting):
+    mdata = simulate.indiseek(setting, 2_200)
+    x = mdata["x"].X.astype(np.float64)
+    u = x[:, :2]
+    np.testing.assert_allclose(mdata["oracle"].X, 0.5 * u + 0.2 * np.sin(u) + 0.2 * u**3, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mdata["x"].obsm["true_specific"], mdata["x"].X[:, 2:])
+    np.testing.assert_allclose(mdata.uns["simulation"]["ideal_importance"], [0, 0, 0.25, 0.25, 0.25, 0.25])
+    assert mdata["x"].var["truth"].tolist() == ["shared"] * 2 + ["specific"] * 4
+
+
+@pytest.mark.parametrize("setting", [2, 4])
+def test_indiseek_2_and_4_have_two_redundant_coordinates(setting):
+    mdata = simulate.indiseek(setting, 2_200)
+    x = mdata["x"].X
+    np.testing.assert_array_equal(mdata["oracle"].X, x[:, :2])
+    np.testing.assert_allclose(x[:, 2], 0.2 * (x[:, 0] + x[:, 1]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(x[:, 3], x[:, 0] * x[:, 1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(mdata["x"].obsm["true_specific"], x[:, 4:])
+    np.testing.assert_allclose(mdata["x"].var["ideal_importance"], [0, 0, 0, 0, 0.5, 0.5])
+    assert mdata["x"].var["truth"].tolist() == ["shared"] * 4 + ["specific"] * 2
+
+
+@pytest.mark.parametrize("setting", [1, 2, 3, 4])
+def test_indiseek_privates_have_unit_variance_and_are_discrete_in_3_and_4(setting):
+    mdata = simulate.indiseek(setting)
+    private = mdata["x"].obsm["true_specific"]
+    np.testing.assert_allclose(private.mean(axis=0), 0, atol=0.04)
+    np.testing.assert_allclose(private.var(axis=0), 1, atol=0.05)
+    if setting in (3, 4):
+        values, counts = np.unique(private, return_counts=True)
+        np.testing.assert_allclose(values, [-np.sqrt(7) / 2, -1, -0.5, 0.5, 1, np.sqrt(7) / 2], rtol=1e-6)
+        np.testing.assert_allclose(counts / private.size, 1 / 6, atol=0.01)
+    else:
+        assert len(np.unique(private)) > 10_000
+
+
+def test_indiseek_shares_the_code_between_modality_and_truth_and_splits_ten_to_one():
+    mdata = simulate.indiseek(1)
+    np.testing.assert_array_equal(mdata["oracle"].X, mdata.obsm["true_shared"])
+    assert mdata.obs["split"].value_counts().to_dict() == {"train": 10_000, "test": 1_000}
+    assert simulate.indiseek(1, 110).obs["split"].value_counts().to_dict() == {"train": 100, "test": 10}
+
+
+def test_indiseek_refuses_a_fifth_setting():
+    with pytest.raises(ValueError, match="`setting` must be one of 1, 2, 3, 4, got 5"):
+        simulate.indiseek(5)
+
+
+# --- CITE-seq -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells() -> mudata.MuData:
+    return simulate.citeseq(1_200, n_genes=400, n_peaks=200)
+
+
+def log_normalized(x) -> np.ndarray:
+    x = dense(x)
+    total = x.sum(axis=1, keepdims=True)
+    x = np.log1p(x / total * np.median(total))
+    return (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
+
+
+def probe(x: np.ndarray, y) -> float:
+    return cross_val_score(LogisticRegression(C=0.01, max_iter=200), x, y, cv=3).mean()
+
+
+def test_citeseq_counts_are_whole_and_stored_as_promised(cells):
+    assert list(cells.mod) == ["rna", "prot", "atac"]
+    assert isinstance(cells["prot"].X, np.ndarray)
+    for name in ("rna", "atac"):
+        assert sp.isspmatrix_csr(cells[name].X)
+        assert (cells[name].X.data > 0).all()
+    for adata in cells.mod.values():
+        counts = dense(adata.X)
+        assert counts.min() >= 0
+        np.testing.assert_array_equal(counts, np.round(counts))
+    assert set(np.unique(cells["atac"].X.data)) == {1, 2}
+    assert 0.05 < cells["rna"].X.nnz / np.prod(cells["rna"].shape) < 0.2
+
+
+@pytest.mark.parametrize("modality", ["rna", "prot", "atac"])
+def test_citeseq_programs_are_in_their_own_modality_only(cells, modality):
+    x = log_normalized(cells[modality].X)
+    assert probe(x, cells.obs["cell_type"]) > 0.5  # chance is 1 / 6
+    for name in cells.mod:
+        accuracy = probe(x, cells.obs[f"{name}_program"])
+        if name == modality:
+            assert accuracy > 0.7
+        else:
+            assert accuracy == pytest.approx(1 / 3, abs=0.06)
+
+
+@pytest.mark.parametrize("modality", ["rna", "prot"])
+def test_citeseq_continuous_programs_are_shared_or_specific_as_planted(cells, modality):
+    x = log_normalized(cells[modality].X)
+    other = {"rna": "prot", "prot": "rna"}[modality]
+    truth = {
+        "shared": cells.obsm["true_shared"][:, 6:],
+        "own": cells[modality].obsm["true_specific"][:, 3:],
+        "other": cells[other].obsm["true_specific"][:, 3:],
+    }
+    r2 = {
+        key: 1 - ((z - cross_val_predict(Ridge(300), x, z, cv=3)) ** 2).mean(axis=0) / z.var(axis=0)
+        for key, z in truth.items()
+    }
+    assert r2["shared"].min() > 0.3
+    assert r2["own"].min() > 0.3
+    assert r2["other"].max() < 0.05
+
+
+@pytest.mark.parametrize("modality", ["rna", "prot"])
+def test_citeseq_batch_is_visible_in_both_and_gone_at_strength_zero(cells, modality):
+    assert probe(log_normalized(cells[modality].X), cells.obs["batch"]) > 0.65
+    without = simulate.citeseq(600, n_genes=200, batch_strength=0)
+    assert probe(log_normalized(without[modality].X), without.obs["batch"]) == pytest.approx(0.5, abs=0.08)
+
+
+def test_citeseq_depth_is_in_the_counts_and_shared_between_modalities(cells):
+    log_depth = {m: np.log(cells.obs[f"depth_{m}"].to_numpy()) for m in cells.mod}
+    for name, adata in cells.mod.items():
+        total = np.asarray(adata.X.sum(axis=1)).ravel()
+        assert np.corrcoef(np.log1p(total), log_depth[name])[0, 1] > 0.6
+        assert log_depth[name].std() == pytest.approx(0.4, abs=0.04)
+    assert np.corrcoef(log_depth["rna"], log_depth["prot"])[0, 1] == pytest.approx(0.7, abs=0.06)
+    assert np.abs(np.corrcoef(log_depth["rna"], cells.obsm["true_shared"].T)[0, 1:]).max() < 0.1
+
+
+def test_citeseq_loadings_are_zero_where_the_feature_is_not_of_that_kind(cells):
+    for adata in cells.mod.values():
+        truth = adata.var["truth"]
+        assert set(truth) == {"shared", "specific", "both", "noise"}
+        for source in ("shared", "specific"):
+            carries = (adata.varm[f"{source}_loadings"] != 0).any(axis=1)
+            np.testing.assert_array_equal(carries, truth.isin([source, "both"]))
+            assert (
+                adata.varm[f"{source}_loadings"].shape[1]
+                == {
+                    "shared": cells.obsm["true_shared"],
+                    "specific": adata.obsm["true_specific"],
+                }[source].shape[1]
+            )
+
+
+def test_citeseq_truth_begins_with_the_one_hot_labels(cells):
+    types = cells.obs["cell_type"].cat.codes
+    np.testing.assert_array_equal(cells.obsm["true_shared"][:, :6], np.eye(6)[types])
+    for name, adata in cells.mod.items():
+        states = cells.obs[f"{name}_program"].cat.codes
+        np.testing.assert_array_equal(adata.obsm["true_specific"][:, :3], np.eye(3)[states])
+
+
+@pytest.mark.parametrize(
+    ("missing", "n_peaks"),
+    [({"rna": 0.3, "prot": 0.2}, 0), (0.5, 0), ({"prot": 0.25}, 40), (0.6, 40), (0.0, 0)],
+)
+def test_citeseq_missing_cells_are_absent_and_all_else_is_unchanged(missing, n_peaks):
+    arguments = {"n_obs": 200, "n_genes": 50, "n_proteins": 10, "n_peaks": n_peaks}
+    whole = simulate.citeseq(**arguments)
+    mdata = simulate.citeseq(**arguments, missing=missing)
+    fractions = missing if isinstance(missing, dict) else dict.fromkeys(mdata.mod, missing)
+    for name, adata in mdata.mod.items():
+        assert adata.n_obs == 200 - round(200 * fractions.get(name, 0))
+        np.testing.assert_array_equal(dense(adata.X), dense(whole[name][adata.obs_names].X))
+        np.testing.assert_array_equal(adata.obsm["true_specific"], whole[name][adata.obs_names].obsm["true_specific"])
+    assert set().union(*(adata.obs_names for adata in mdata.mod.values())) == set(whole.obs_names)
+    assert mdata.obs.equals(whole.obs)
+    np.testing.assert_array_equal(mdata.obsm["true_shared"], whole.obsm["true_shared"])
+
+
+def test_citeseq_truth_follows_the_rows_of_each_modality():
+    mdata = simulate.citeseq(300, n_genes=50, n_proteins=10, missing={"rna": 0.4, "prot": 0.3})
+    for name, adata in mdata.mod.items():
+        position = mdata.obs_names.get_indexer(adata.obs_names)
+        np.testing.assert_array_equal(np.asarray(mdata.obsmap[name]).ravel()[position], np.arange(adata.n_obs) + 1)
+        states = mdata.obs.loc[adata.obs_names, f"{name}_program"].cat.codes
+        np.testing.assert_array_equal(adata.obsm["true_specific"][:, :3].argmax(axis=1), states)
+
+
+def test_citeseq_peaks_change_neither_rna_nor_protein():
+    without, with_peaks = (simulate.citeseq(80, n_genes=40, n_proteins=10, n_peaks=n) for n in (0, 30))
+    assert list(without.mod) == ["rna", "prot"]
+    for name in ("rna", "prot"):
+        np.testing.assert_array_equal(dense(without[name].X), dense(with_peaks[name].X))
+
+
+def test_citeseq_draws_in_chunks_without_losing_a_row(monkeypatch):
+    monkeypatch.setattr("unbraid.data.simulate._assays.CHUNK", 7 * 40)
+    mdata = simulate.citeseq(100, n_genes=40, n_proteins=10, missing={"rna": 0.9})
+    assert mdata["rna"].shape == (10, 40)
+    assert mdata["prot"].shape == (100, 10)
+    assert mdata["rna"].X.nnz > 0
+
+
+def test_citeseq_takes_counts_of_programs_by_modality():
+    mdata = simulate.citeseq(60, n_genes=40, n_proteins=10, n_shared=0, n_cell_types=1, n_specific={"prot": 0})
+    assert mdata.obsm["true_shared"].shape == (60, 1)
+    assert mdata["rna"].obsm["true_specific"].shape == (60, 6)
+    assert mdata["prot"].obsm["true_specific"].shape == (60, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"missing": 0.6}, "leaves cells without any modality"),
+        ({"missing": {"rna": 1.0}}, "`missing` must be at least 0 and below 1, got 1.0 for 'rna'"),
+        ({"missing": {"adt": 0.1}}, r"`missing` names \['adt'\], but the modalities are \['rna', 'prot'\]"),
+        ({"missing": {"atac": 0.1}}, "`missing` names"),
+        ({"n_genes": 3}, "`n_genes` must be a whole number of at least 4"),
+        ({"n_peaks": 2}, "`n_peaks` must be a whole number of at least 4"),
+        ({"n_cell_types": 0}, "`n_cell_types`"),
+        ({"n_shared": -1}, "`n_shared`"),
+        ({"n_specific": {"rna": -1}}, r"`n_specific\['rna'\]`"),
+        ({"batch_strength": -0.1}, "`batch_strength`"),
+        ({"depth_sd": float("nan")}, "`depth_sd`"),
+        ({"depth_correlation": 1.2}, "`depth_correlation`"),
+        ({"protein_background": 1}, "`protein_background`"),
+    ],
+)
+def test_citeseq_names_a_bad_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        simulate.citeseq(20, **arguments)

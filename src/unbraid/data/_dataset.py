@@ -29,10 +29,11 @@ class _Rows:
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = self.position[indices]
         present = rows >= 0
+        if present.all():
+            return self._take(rows), present
         values = np.zeros((len(indices), self.n_features), dtype=np.float32)
         if present.any():
-            block = self._take(rows[present])
-            values[present] = block if self.columns is None else block[:, self.columns]
+            values[present] = self._take(rows[present])
         return values, present
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
@@ -41,7 +42,8 @@ class _Rows:
         else:  # h5py and zarr want increasing, distinct row numbers
             distinct, back = np.unique(rows, return_inverse=True)
             block = self.data[distinct][back]
-        return block.toarray() if sp.issparse(block) else np.asarray(block)
+        block = block.toarray() if sp.issparse(block) else np.asarray(block)
+        return (block if self.columns is None else block[:, self.columns]).astype(np.float32, copy=False)
 
 
 class MultimodalDataset(Dataset):

@@ -47,7 +47,7 @@ class LinearSplit(SplitModel):
     n_shared
         Dimensions of the shared code; None lets the re-pairings decide.
     n_specific
-        Dimensions of every specific code; None takes what explains 99 % of the residual, at most 50.
+        Dimensions of every specific code; None takes what explains 99.9 % of the residual, at most 50.
     n_components
         Principal components kept of a modality with more features.
     ridge
@@ -188,7 +188,7 @@ class LinearSplit(SplitModel):
         n_specific = self.n_specific
         if n_specific is None:
             share = np.cumsum(variance) / max(variance.sum(), 1e-300)
-            n_specific = min(int(np.searchsorted(share, 0.99)) + 1, 50)
+            n_specific = min(int(np.searchsorted(share, 0.999)) + 1, 50)
         self.module.maps[modality].set(
             shared=shared, explained=explained, specific=vectors[:, : min(n_specific, x.shape[1])]
         )

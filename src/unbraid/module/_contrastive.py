@@ -156,7 +156,7 @@ class ContrastiveModule(SplitModule):
         """Unnormalised shared codes per modality, ``(n, n_shared)``."""
         covariates = self.covariates(batch)
         return {
-            m: on_present_rows(self.shared_encoders[m], batch["mask"][m], torch.cat([inputs[m], covariates], dim=1))
+            m: on_present_rows(self.shared_encoders[m], batch["mask"][m], _beside(inputs[m], covariates))
             for m in self.modalities
         }
 
@@ -165,7 +165,7 @@ class ContrastiveModule(SplitModule):
         covariates = self.covariates(batch)
         return {
             m: on_present_rows(
-                self.specific_encoders[m], batch["mask"][m], torch.cat([inputs[m], shared[m], covariates], dim=1)
+                self.specific_encoders[m], batch["mask"][m], _beside(inputs[m], shared[m], covariates)
             )
             for m in self.modalities
         }
@@ -219,6 +219,12 @@ class ContrastiveModule(SplitModule):
         (view,) = self.views(batch)
         codes = self.shared_codes(view, batch)
         return total_loss({"info_nce": (1.0, lambda: self.pairwise_info_nce(codes, batch))}, len(batch["index"]))
+
+
+def _beside(*parts: torch.Tensor) -> torch.Tensor:
+    """Columns side by side; copies nothing when only one part has any."""
+    parts = [part for part in parts if part.shape[1]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _augmentations(choice: Augmentation, specs: Sequence[ModalitySpec]) -> dict[str, nn.Module | None]:

@@ -64,9 +64,12 @@ class BinomialThinning(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One view of the counts ``x``, shape ``(n, n_features)``."""
-        view = torch.zeros_like(x)
         # most counts are zero: draw only where there is something to draw from
-        where = x.nonzero(as_tuple=True)
-        counts = x[where]
-        view[where] = torch.binomial(counts.round(), torch.full_like(counts, self.keep))
-        return view
+        flat = x.flatten()
+        where = flat.nonzero().squeeze(1)
+        counts = flat[where].round_()
+        drawn = (torch.rand_like(counts) < self.keep).to(counts.dtype)
+        several = (counts > 1).nonzero().squeeze(1)
+        counts = counts[several]
+        drawn[several] = torch.binomial(counts, torch.full_like(counts, self.keep))
+        return torch.zeros_like(flat).index_copy_(0, where, drawn).view_as(x)

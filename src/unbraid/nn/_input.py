@@ -100,10 +100,10 @@ class InputLayer(nn.Module):
         if self.transform == "log1p":
             size = x.sum(dim=1) if size_factor is None else size_factor
             # an empty cell stays all zero
-            return torch.log1p(x * (self.reference / size.clamp(min=1e-8)).unsqueeze(1))
+            return (x * (self.reference / size.clamp(min=1e-8)).unsqueeze(1)).log1p_()
         if self.transform == "clr":
             logs = torch.log1p(x)
-            return logs - logs.mean(dim=1, keepdim=True)
+            return logs.sub_(logs.mean(dim=1, keepdim=True))
         if self.transform == "identity":
             return x
-        return (x - self.center) * self.inverse_scale
+        return (x - self.center).mul_(self.inverse_scale)

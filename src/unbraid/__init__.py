@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from scvi import settings
 
-from unbraid import data, metrics, model, nn, objectives
+from unbraid import data, metrics, model, nn, objectives, pl, pp
 
-__all__ = ["data", "metrics", "model", "nn", "objectives", "settings"]
+__all__ = ["data", "metrics", "model", "nn", "objectives", "pl", "pp", "settings"]
 __version__ = version("unbraid")

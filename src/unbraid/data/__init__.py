@@ -1,6 +1,6 @@
 """From a MuData to batches: registration, presence masks, loaders, splits; and simulators with known truth."""
 
-from unbraid.data import simulate
+from unbraid.data import datasets, simulate
 from unbraid.data._dataset import MultimodalDataset
 from unbraid.data._fields import ModalityField, positions, registry_key
 from unbraid.data._loader import BlockSampler, MultimodalDataModule, block_loader, split_indices
@@ -14,6 +14,7 @@ __all__ = [
     "MultimodalManager",
     "block_loader",
     "build_fields",
+    "datasets",
     "positions",
     "registry_key",
     "simulate",

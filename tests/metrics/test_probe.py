@@ -17,7 +17,7 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from unbraid.metrics import ProbeResult, probe
-from unbraid.metrics import _probe as internals
+from unbraid.metrics import _probe_design as internals
 
 
 @pytest.fixture
@@ -83,10 +83,10 @@ def test_r2_is_the_share_of_variance_that_is_signal(rng, kind):
 
 
 def test_predicting_the_training_mean_scores_zero():
-    sample = internals._Sample(np.zeros((10, 1)), np.arange(10.0), None, None)
+    sample = internals.Sample(np.zeros((10, 1)), np.arange(10.0), None, None)
     fold = np.repeat([0, 1], 5)
     training_mean = np.repeat([7.0, 2.0], 5)
-    assert internals._gains(sample, fold, training_mean).score() == 0
+    assert internals.gains_of(sample, fold, training_mean).score() == 0
 
 
 @pytest.mark.parametrize("kind", ["linear", "boosted"])
@@ -153,10 +153,10 @@ def test_interval_counts_groups_not_observations(rng):
 
 def test_interval_is_the_bootstrap_of_observations(rng):
     """Rows that share a cell of the tables must be drawn as the observations they stand for."""
-    sample = internals._Sample(np.zeros((200, 1)), rng.integers(3, size=200), ["a", "b", "c"], None)
-    gains = internals._gains(sample, np.zeros(200, int), rng.integers(3, size=200))
-    one_each = internals._interval(gains, np.arange(200), 0.9, np.random.default_rng(1))
-    assert internals._interval(gains, None, 0.9, np.random.default_rng(1)) == pytest.approx(one_each)
+    sample = internals.Sample(np.zeros((200, 1)), rng.integers(3, size=200), ["a", "b", "c"], None)
+    gains = internals.gains_of(sample, np.zeros(200, int), rng.integers(3, size=200))
+    one_each = internals.bootstrap_interval(gains, np.arange(200), 0.9, np.random.default_rng(1))
+    assert internals.bootstrap_interval(gains, None, 0.9, np.random.default_rng(1)) == pytest.approx(one_each)
 
 
 def test_confidence_widens_the_intervals(rng):
@@ -179,15 +179,15 @@ def test_p_value_is_uniform_without_information(rng, numeric):
 
 @pytest.mark.parametrize(("n", "d"), [(300, 4), (60, 90)])
 def test_the_quick_null_of_classes_is_that_of_logistic_regression(rng, n, d):
-    sample = internals._Sample(rng.normal(size=(n, d)), rng.integers(2, size=n), [0, 1], None)
-    fold = internals._folds(sample, 5, seed=0)
+    sample = internals.Sample(rng.normal(size=(n, d)), rng.integers(2, size=n), [0, 1], None)
+    fold = internals.fold_of(sample, 5, seed=0)
     orders = list(itertools.islice(internals._permutations(sample.y, None, rng), 30))
     quick = np.array(list(internals._discriminant_scores(sample, fold, iter(orders))))
     moved = (dataclasses.replace(sample, y=sample.y[order]) for order in orders)
     with threadpool_limits(1):
         slow = np.array(
             [
-                internals._gains(m, fold, internals._out_of_fold(m.x, m.y, fold[order], internals._logistic)).score()
+                internals.gains_of(m, fold, internals.out_of_fold(m.x, m.y, fold[order], internals._logistic)).score()
                 for m, order in zip(moved, orders, strict=True)
             ]
         )
@@ -242,8 +242,8 @@ def test_no_group_is_on_both_sides(rng):
         ((np.arange(30) % 2)[groups], [0, 1]),
         (rng.normal(size=300), None),
     ):
-        sample = internals._Sample(rng.normal(size=(300, 2)), y, classes, groups)
-        fold = internals._folds(sample, 5, seed=0)
+        sample = internals.Sample(rng.normal(size=(300, 2)), y, classes, groups)
+        fold = internals.fold_of(sample, 5, seed=0)
         for order in [np.arange(300), *itertools.islice(internals._permutations(y, groups, rng), 3)]:
             moved = fold if classes is None else fold[order]
             assert all(len(set(moved[groups == g])) == 1 for g in range(30))

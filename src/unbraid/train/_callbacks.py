@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
@@ -67,11 +67,15 @@ class BestWeights(Callback):
 
     def _parts(self, plan: StagedPlan) -> list[torch.Tensor]:
         parts = [getattr(plan.module, part) for part in plan.stage.parts]
-        tensors = ([part] if isinstance(part, torch.nn.Parameter) else part.state_dict().values() for part in parts)
+        tensors = (
+            [part] if isinstance(part, torch.Tensor) else [*part.parameters(), *part.buffers()] for part in parts
+        )
         return [tensor.detach() for group in tensors for tensor in group]
 
     def on_validation_end(self, trainer: Trainer, plan: StagedPlan) -> None:
         """Keep the weights if they are the best so far."""
+        if trainer.sanity_checking:
+            return
         value = float(trainer.callback_metrics.get(self.monitor, float("nan")))
         if value < self.best:
             self.best, self.epoch = value, trainer.current_epoch
@@ -83,6 +87,10 @@ class BestWeights(Callback):
             for tensor, best in zip(self._parts(plan), self.weights, strict=True):
                 tensor.copy_(best)
 
+    def on_fit_end(self, trainer: Trainer, plan: StagedPlan) -> None:
+        """Put them back also where a resumed run finds its last epoch done, and does not train."""
+        self.on_train_end(trainer, plan)
+
     def state_dict(self) -> dict:
         """Survive a resumed run."""
         return {"best": self.best, "epoch": self.epoch, "weights": self.weights}
@@ -90,6 +98,23 @@ class BestWeights(Callback):
     def load_state_dict(self, state_dict: dict) -> None:
         """Take up an interrupted run."""
         self.best, self.epoch, self.weights = (state_dict[key] for key in ("best", "epoch", "weights"))
+
+
+class StageEarlyStopping(EarlyStopping):
+    """Early stopping that a resumed run remembers.
+
+    Patience counts validations, a value that is not finite is no improvement, and nothing is said.
+    """
+
+    def __init__(self, monitor: str, *, patience: int, min_delta: float) -> None:
+        super().__init__(
+            monitor, patience=patience, min_delta=min_delta, check_finite=False, check_on_train_epoch_end=False
+        )
+
+    def on_fit_start(self, trainer: Trainer, plan: StagedPlan) -> None:
+        """Train no further if the interrupted run had already come to a stop."""
+        if self.stopped_epoch > 0:
+            trainer.should_stop = True
 
 
 class EpochCheckpoint(Checkpoint):

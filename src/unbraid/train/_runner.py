@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pandas as pd
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 from unbraid._compat import parse_device_args
-from unbraid.train._callbacks import BestWeights, EpochCheckpoint, StageProgress
+from unbraid.train._callbacks import BestWeights, EpochCheckpoint, StageEarlyStopping, StageProgress
 from unbraid.train._plan import StagedPlan
 
 if TYPE_CHECKING:
@@ -26,8 +29,16 @@ if TYPE_CHECKING:
     from unbraid.module import SplitModule, Stage
 
 
-# what Lightning says of choices that are ours: frozen parts, one worker, no logger
-_QUIET = (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*treespec.*", ".*tensorboardX.*")
+# what Lightning says of choices that are ours: frozen parts, one worker, no logger, no validation, means over all
+# processes
+_QUIET = (
+    ".*does not have many workers.*",
+    ".*in eval mode at the start of training.*",
+    ".*treespec.*",
+    ".*tensorboardX.*",
+    ".*length of `list` across ranks is zero.*",
+    ".*sync_dist=True.*",
+)
 
 
 @dataclass(frozen=True)
@@ -99,28 +110,31 @@ def run_stages(
     Raises
     ------
     ValueError
-        If ``checkpoint_dir`` holds a run and ``resume`` is not set, or holds another run.
+        If ``checkpoint_dir`` holds a run and ``resume`` is not set, or holds another run; or if all that a
+        stage trains is frozen.
+    FloatingPointError
+        If the loss becomes NaN.
     """
-    folder = _checkpoint_folder(options, module, stages, epochs, datamodule)
+    for stage in stages:
+        if epochs[stage.name] and not any(p.requires_grad for p in module.parameters_of(stage.parts)):
+            raise ValueError(
+                f"Stage {stage.name!r} has nothing to train: no parameter of {', '.join(stage.parts)} requires a "
+                f"gradient. Leave it out by `max_epochs={{{stage.name!r}: 0}}`."
+            )
     accelerator, devices, device = parse_device_args(options.accelerator, options.devices, return_device="torch")
+    folder = _checkpoint_folder(options, module, stages, epochs, datamodule)
+    machine = {"accelerator": accelerator, "devices": devices}
     history: dict[str, pd.DataFrame] = {}
-    required = {name: p.requires_grad for name, p in module.named_parameters()}
-    # the user's random state is the user's
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=gpus), _quiet_lightning():
+        with _random_state_of_the_user(), _quiet_lightning():
             for number, stage in enumerate(stages, 1):
-                rows = _run_stage(
-                    module, stage, number, len(stages), epochs[stage.name], datamodule, options, folder, accelerator, devices
-                )
+                place = number, len(stages)
+                rows = _run_stage(module, stage, place, epochs[stage.name], datamodule, options, folder, machine)
                 for name, values in rows.items():
                     index, column = zip(*values, strict=True)
                     frame = pd.DataFrame({name: column}, index=pd.Index(index, name="epoch"))
                     history[f"{stage.name}/{name}"] = frame
     finally:
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(required[name])
-            parameter.grad = None
         module.eval()
         module.to(device)
     return history
@@ -129,16 +143,14 @@ def run_stages(
 def _run_stage(
     module: SplitModule,
     stage: Stage,
-    number: int,
-    n_stages: int,
+    place: tuple[int, int],
     max_epochs: int,
     datamodule: MultimodalDataModule,
     options: RunOptions,
     folder: Path | None,
-    accelerator: str,
-    devices: Any,
+    machine: dict[str, Any],
 ) -> dict[str, list]:
-    plan = StagedPlan(module, stage, max_epochs=max_epochs, seed=options.seed * 101 + number)
+    plan = StagedPlan(module, stage, datamodule, max_epochs=max_epochs, seed=options.seed * 101 + place[0])
     finished, last = (folder / f"{stage.name}.{end}" for end in ("finished", "ckpt")) if folder else (None, None)
     if finished is not None and finished.exists():
         state = torch.load(finished, map_location="cpu", weights_only=True)
@@ -147,26 +159,15 @@ def _run_stage(
         return plan.history()
     if max_epochs == 0:
         return {}
-    trained = {id(p) for p in module.parameters_of(stage.parts + (stage.inner.parts if stage.inner else ()))}
-    for parameter in module.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
 
     given = dict(options.trainer_options or {})
-    callbacks = list(given.pop("callbacks", None) or [])  # a copy: the user's list stays as it is
-    has_validation = len(datamodule.parts["validation"]) > 0
-    if options.early_stopping and has_validation:
+    callbacks = given.pop("callbacks", None) or []
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)  # the user's list stays as it is
+    if options.early_stopping and len(datamodule.parts["validation"]) > 0:
         callbacks.append(BestWeights("validation_loss"))
-        callbacks.append(
-            EarlyStopping(
-                "validation_loss",
-                patience=options.patience,
-                min_delta=options.min_delta,
-                check_on_train_epoch_end=True,
-                check_finite=True,
-            )
-        )
+        callbacks.append(StageEarlyStopping("validation_loss", patience=options.patience, min_delta=options.min_delta))
     if options.progress_bar:
-        callbacks.append(StageProgress(number, n_stages))
+        callbacks.append(StageProgress(*place))
     if last is not None:
         callbacks.append(EpochCheckpoint(last))
     defaults = {
@@ -174,29 +175,27 @@ def _run_stage(
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": 1,
-        "benchmark": True,
+        "log_every_n_steps": 1,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
     }
     trainer = Trainer(
         **{**defaults, **given},
-        accelerator=accelerator,
-        devices=devices,
+        **machine,
         strategy=options.strategy,
         max_epochs=max_epochs,
         callbacks=callbacks,
-        enable_checkpointing=last is not None or any("Checkpoint" in type(c).__name__ for c in callbacks),
         enable_progress_bar=False,
         use_distributed_sampler=False,  # the block sampler takes its own share
     )
-    with _keyboard_interrupt():
-        trainer.fit(plan, datamodule=datamodule, ckpt_path=str(last) if last is not None and last.exists() else None)
-    bad = [row for row in plan.rows if row.get("loss_train") != row.get("loss_train")]
-    if bad:
+    with _only_trained(module, stage), _keyboard_interrupt():
+        trainer.fit(plan, ckpt_path=str(last) if last is not None and last.exists() else None)
+    if plan.nan_row is not None:
         raise FloatingPointError(
-            f"Stage {stage.name!r}: the loss became NaN in epoch {bad[0]['epoch']}. "
+            f"Stage {stage.name!r}: the loss became NaN in epoch {plan.nan_row['epoch']}. "
             "Lower `lr`, or check the scale of the inputs (`input_transform`)."
         )
     if finished is not None and trainer.is_global_zero:
-        torch.save({"module": module.state_dict(), "rows": plan.rows}, finished)
+        _save({"module": module.state_dict(), "rows": plan.rows}, finished)
         last.unlink(missing_ok=True)
     return plan.history()
 
@@ -209,22 +208,62 @@ def _checkpoint_folder(options, module, stages, epochs, datamodule) -> Path | No
         return None
     folder = Path(options.checkpoint_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    note = folder / "run.pt"
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if rank_zero_only.rank != 0:  # the first process answers for all
+        return folder
     run = {
-        "stages": [(stage.name, epochs[stage.name], stage.lr) for stage in stages],
+        "stages": [{**asdict(stage), "max_epochs": epochs[stage.name]} for stage in stages],
+        "early stopping": (options.early_stopping, options.patience, options.min_delta),
         "seed": options.seed,
-        "n_train": len(datamodule.parts["train"]),
-        "batch_size": datamodule.batch_size,
-        "shapes": shapes,
+        "batch size": datamodule.batch_size,
+        "cells": {part: (len(cells), crc32(cells.tobytes())) for part, cells in datamodule.parts.items()},
+        "shapes of weights": {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
     }
-    if not note.exists():
-        torch.save(run, note)
-    elif not options.resume:
+    run = json.loads(json.dumps(run, default=float))  # plain numbers, also of the user's NumPy ones
+    note = folder / "run.pt"
+    if note.exists() and options.resume:
+        there = torch.load(note, map_location="cpu", weights_only=True)
+        if differing := {key: there["run"].get(key) for key, value in run.items() if there["run"].get(key) != value}:
+            words = [f"{k} ({v} there, {run[k]} here)" if isinstance(v, int) else k for k, v in differing.items()]
+            raise ValueError(f"{folder} holds another run, with other {', '.join(words)}.")
+        module.load_state_dict(there["module"])  # where the run began, if it did not come to its first checkpoint
+        return folder
+    if note.exists() and any(path.suffix in (".ckpt", ".finished") for path in folder.iterdir()):
         raise ValueError(f"{folder} already holds a run. Pass `resume=True` to go on with it, or another folder.")
-    elif differing := [key for key, value in torch.load(note, weights_only=True).items() if run[key] != value]:
-        raise ValueError(f"{folder} holds another run: {', '.join(differing)} differ from this one.")
+    _save({"run": run, "module": module.state_dict()}, note)
     return folder
+
+
+def _save(state: dict, path: Path) -> None:
+    """Save all or nothing."""
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+@contextmanager
+def _only_trained(module: SplitModule, stage: Stage):
+    """Freeze all but what the stage trains; what the user has frozen stays frozen."""
+    required = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    trained = {id(p) for p in module.parameters_of(stage.parts + (stage.inner.parts if stage.inner else ()))}
+    for parameter, requires_grad in required:
+        parameter.requires_grad_(requires_grad and id(parameter) in trained)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in required:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+
+
+@contextmanager
+def _random_state_of_the_user():
+    """Give torch's random state back as it was; GPUs that are not in use yet are not asked for theirs."""
+    in_use = torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if in_use else []):
+            yield
+    finally:
+        if torch.cuda.is_initialized() and not in_use:
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 @contextmanager
@@ -243,7 +282,10 @@ def _keyboard_interrupt():
 @contextmanager
 def _quiet_lightning():
     """Keep Lightning's lines about devices and its hints about loaders out of the user's notebook."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

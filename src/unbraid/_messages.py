@@ -1,12 +1,14 @@
-"""Error texts in the user's words."""
+"""Errors in the user's words."""
 
 from __future__ import annotations
 
+import operator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 
 def suggest(name: object, options: Iterable[object]) -> str:
@@ -24,3 +26,13 @@ def suggest(name: object, options: Iterable[object]) -> str:
     shown = ", ".join(repr(option) for option in options[:12]) + (", ..." if len(options) > 12 else "")
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}There is: {shown or 'nothing'}."
+
+
+def check_whole(name: str, value: Any, minimum: int) -> None:
+    """Raise unless ``value`` is a whole number of at least ``minimum``."""
+    try:
+        ok = operator.index(value) >= minimum
+    except TypeError:
+        ok = False
+    if not ok:
+        raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
@@ -29,7 +30,7 @@ class _Rows:
     def __call__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = self.position[indices]
         present = rows >= 0
-        if present.all():
+        if len(rows) and present.all():
             return self._take(rows), present
         values = np.zeros((len(indices), self.n_features), dtype=np.float32)
         if present.any():
@@ -49,17 +50,15 @@ class _Rows:
 class MultimodalDataset(Dataset):
     """The cells of a registered MuData, indexed by lists of global cell numbers.
 
-    ``dataset[[3, 17, 5]]`` is a batch::
+    ``dataset[[3, 17, 5]]`` is a batch, a dictionary of tensors with n = 3 rows each:
 
-        {
-            "x": {modality: float32 (n, n_features)},  # rows of absent cells are zero and meaningless
-            "mask": {modality: bool (n,)},  # whether the cell has the modality
-            "size_factor": {modality: float32 (n,)},  # only where a size_factor_key was given
-            "batch": int64 (n,),
-            "categorical": int64 (n, n_categorical_covariates),
-            "continuous": float32 (n, n_continuous_covariates),
-            "index": int64 (n,),
-        }
+    - ``x[modality]``: float32 ``(n, n_features)``; rows of cells that lack the modality are zero and meaningless;
+    - ``mask[modality]``: bool ``(n,)``, whether the cell has the modality;
+    - ``size_factor[modality]``: float32 ``(n,)``, only where a ``size_factor_key`` was given;
+    - ``batch``: int64 ``(n,)``;
+    - ``categorical``: int64 ``(n, n_categorical_covariates)``;
+    - ``continuous``: float32 ``(n, n_continuous_covariates)``;
+    - ``index``: int64 ``(n,)``, the cells' numbers.
 
     Parameters
     ----------
@@ -74,17 +73,24 @@ class MultimodalDataset(Dataset):
         self._size_factors: dict[str, np.ndarray] = {}
         for field in manager.modality_fields:
             state = manager.get_state_registry(field.registry_key)
-            position = positions(mdata, field.mod_key, field._mask_key)
-            matrix = manager.row_matrix(field) if state["present"] else None
-            self._rows[field.mod_key] = _Rows(matrix, position, state["columns"], len(state["feature_names"]))
+            position, names = positions(mdata, field.mod_key, field._mask_key), state["feature_names"]
+            matrix, columns = None, None
+            if state["present"]:
+                matrix, columns = manager.row_matrix(field), field.columns(mdata, names)
+            self._rows[field.mod_key] = _Rows(matrix, position, columns, len(names))
             if (sizes := field.size_factors(mdata)) is not None:
                 self._size_factors[field.mod_key] = sizes.astype(np.float32)
         registered = manager.data_registry
         take = lambda key: np.asarray(manager.get_from_registry(key)) if key in registered else None
-        self._batch = take(REGISTRY_KEYS.BATCH_KEY).ravel().astype(np.int64)
+        batch = take(REGISTRY_KEYS.BATCH_KEY).ravel()
+        if pd.isna(batch).any():
+            raise ValueError("The MuData got new cells since it was set up. Run `setup_mudata` again.")
+        self._batch = batch.astype(np.int64)
         categorical, continuous = take(REGISTRY_KEYS.CAT_COVS_KEY), take(REGISTRY_KEYS.CONT_COVS_KEY)
         self._categorical = np.zeros((self.n_obs, 0), np.int64) if categorical is None else categorical.astype(np.int64)
-        self._continuous = np.zeros((self.n_obs, 0), np.float32) if continuous is None else continuous.astype(np.float32)
+        self._continuous = (
+            np.zeros((self.n_obs, 0), np.float32) if continuous is None else continuous.astype(np.float32)
+        )
 
     @property
     def modalities(self) -> list[str]:
@@ -105,7 +111,7 @@ class MultimodalDataset(Dataset):
         return self.n_obs
 
     def __getitem__(self, indices: int | Sequence[int] | np.ndarray) -> dict[str, Any]:
-        indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        indices = np.array(indices, dtype=np.int64, ndmin=1, order="C")
         x, mask = {}, {}
         for modality, rows in self._rows.items():
             values, present = rows(indices)

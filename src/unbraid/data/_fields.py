@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pandas as pd
 import rich.table
+from anndata import AnnData
 from scvi.data.fields import BaseAnnDataField
 
 from unbraid._messages import suggest
@@ -17,15 +18,14 @@ from unbraid.nn import COUNT_LIKELIHOODS, Likelihood
 if TYPE_CHECKING:
     from typing import Any
 
-    from anndata import AnnData
     from mudata import MuData
 
 REGISTRY_PREFIX = "X_"
 
 
 def registry_key(modality: str) -> str:
-    """Key of a modality's field in the registry."""
-    return f"{REGISTRY_PREFIX}{modality}"
+    """Key of a modality's field in the registry; scvi-tools takes no dots there."""
+    return REGISTRY_PREFIX + modality.replace("%", "%25").replace(".", "%2E")
 
 
 def positions(mdata: MuData, modality: str, mask_key: str | None = None) -> np.ndarray:
@@ -43,19 +43,36 @@ def positions(mdata: MuData, modality: str, mask_key: str | None = None) -> np.n
     Returns
     -------
     int64 array of shape ``(mdata.n_obs,)``.
+
+    Raises
+    ------
+    ValueError
+        If the modality's cells are no longer those that the MuData knows.
     """
     if modality not in mdata.mod:
         return np.full(mdata.n_obs, -1, dtype=np.int64)
+    adata = mdata.mod[modality]
     # obsmap is 1-based, 0 = absent, and unsigned: widen before subtracting
-    rows = np.asarray(mdata.obsmap[modality]).ravel().astype(np.int64) - 1
-    if mask_key is not None and (rows >= 0).any():
-        measured = mdata.mod[modality].obs[mask_key].to_numpy(dtype=bool)
+    rows = np.asarray(mdata.obsmap.get(modality, np.zeros(mdata.n_obs))).ravel().astype(np.int64) - 1
+    found = rows[rows >= 0]
+    fits = len(found) == adata.n_obs and found.max(initial=-1) < adata.n_obs
+    if not fits or not np.array_equal(_objects(mdata.obs_names[rows >= 0]), _objects(adata.obs_names[found])):
+        raise ValueError(
+            f"The MuData no longer matches the cells of modality {modality!r} (it was changed in place). "
+            "Run `mdata.update()` first."
+        )
+    if mask_key is not None and len(found):
+        measured = adata.obs[mask_key].to_numpy(dtype=bool)
         rows = np.where((rows >= 0) & measured[np.maximum(rows, 0)], rows, -1)
     return rows
 
 
+def _objects(array: Any) -> np.ndarray:
+    return np.asarray(array, dtype=object)
+
+
 def _names(array: Any) -> np.ndarray:
-    return np.asarray(array, dtype=object).astype(str)
+    return _objects(array).astype(str)
 
 
 class ModalityField(BaseAnnDataField):
@@ -89,25 +106,25 @@ class ModalityField(BaseAnnDataField):
         self._likelihood, self._mask_key, self._size_factor_key = likelihood, mask_key, size_factor_key
 
     @property
-    def registry_key(self) -> str:  # noqa: D102
+    def registry_key(self) -> str:
         return registry_key(self._modality)
 
     @property
-    def attr_name(self) -> str:  # noqa: D102
+    def attr_name(self) -> str:
         if self._source is None or self._source == "X":
             return "X"
         return "obsm" if self._source.startswith("obsm:") else "layers"
 
     @property
-    def attr_key(self) -> str | None:  # noqa: D102
+    def attr_key(self) -> str | None:
         return None if self.attr_name == "X" else self._source.removeprefix("obsm:")
 
     @property
-    def mod_key(self) -> str:  # noqa: D102
+    def mod_key(self) -> str:
         return self._modality
 
     @property
-    def is_empty(self) -> bool:  # noqa: D102
+    def is_empty(self) -> bool:
         return False
 
     # ---- what the user may have got wrong -------------------------------------------------
@@ -126,6 +143,17 @@ class ModalityField(BaseAnnDataField):
         if name not in mdata.mod:
             raise KeyError(f"No modality {name!r} in the MuData. {suggest(name, mdata.mod)}")
         adata = mdata.mod[name]
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"Modality {name!r} must be an AnnData, got {type(adata).__name__}.")
+        if adata.is_view:
+            raise ValueError(
+                f"Modality {name!r} is a view of other data. Run `mdata.mod[{name!r}] = mdata[{name!r}].copy()` first."
+            )
+        if "/" in name:
+            raise ValueError(
+                f"Modality {name!r}: a name with a slash cannot be written to a file. "
+                f"Use another, e.g. {name.replace('/', '_')!r}."
+            )
         if self.attr_name != "X":
             store = getattr(adata, self.attr_name)
             if self.attr_key not in store:
@@ -154,13 +182,9 @@ class ModalityField(BaseAnnDataField):
                 f"Modality {name!r} has duplicate feature names. "
                 f"Run `mdata[{name!r}].var_names_make_unique(); mdata.update()`."
             )
-        rows = positions(mdata, name)
-        cells = _names(mdata.obs_names)[rows >= 0]
-        if len(cells) != adata.n_obs or not np.array_equal(cells, _names(adata.obs_names)[rows[rows >= 0]]):
-            raise ValueError(
-                f"The MuData no longer matches the cells of modality {name!r} (it was changed in place). "
-                "Run `mdata.update()` first."
-            )
+        if self._mask_key is not None and not adata.obs[self._mask_key].isin([0, 1]).all():
+            raise ValueError(f"`mask_keys`: {self._mask_key!r} of modality {name!r} must be True or False everywhere.")
+        positions(mdata, name, self._mask_key)
 
     def matrix(self, mdata: MuData) -> Any:
         """The modality's matrix as it lies in the MuData: dense, sparse or backed."""
@@ -184,15 +208,13 @@ class ModalityField(BaseAnnDataField):
         if getattr(data, "ndim", 2) != 2 or data.shape[1] == 0:
             raise ValueError(f"{where} must be a matrix of cells by features, got shape {data.shape}.")
         if np.dtype(data.dtype).kind not in "iufb":
-            raise ValueError(f"{where} is not numeric (dtype {data.dtype}). Convert it, e.g. with `.astype('float32')`.")
-        if self._mask_key is not None:
-            mask = mdata.mod[name].obs[self._mask_key]
-            if mask.isna().any() or not set(np.unique(mask.to_numpy())) <= {0, 1}:
-                raise ValueError(f"`mask_keys`: {self._mask_key!r} of modality {name!r} must be True or False everywhere.")
+            raise ValueError(
+                f"{where} is not numeric (dtype {data.dtype}). Convert it, e.g. with `.astype('float32')`."
+            )
         rows = positions(mdata, name, self._mask_key)
         rows = np.sort(rows[rows >= 0])
         if len(rows) == 0:
-            raise ValueError(f"{where} has no cell. Leave the modality out of `modalities`, or check its mask.")
+            raise ValueError(f"{where} has no cell. Leave it out of `modalities`, or check its mask.")
         try:
             return data, value_statistics(data, rows), where
         except NotFiniteError as error:
@@ -229,10 +251,10 @@ class ModalityField(BaseAnnDataField):
         return {
             "feature_names": self._feature_names(mdata.mod[name], data),
             "likelihood": likelihood,
+            "minimum": stats.minimum,
             "mean": stats.mean.astype(np.float32),
             "standard_deviation": stats.standard_deviation.astype(np.float32),
             "size_factor_reference": reference,
-            "columns": None,
             "present": True,
         }
 
@@ -262,23 +284,35 @@ class ModalityField(BaseAnnDataField):
         ValueError
             If registered features are missing from the query, or its values are unusable.
         """
-        name = self._modality
-        if name not in mdata.mod:
-            return {**state_registry, "columns": None, "present": False}
-        self.validate_field(mdata)
-        data, stats, where = self._checked_statistics(mdata)
+        if self._modality in mdata.mod:
+            self.validate_field(mdata)
+        if not (positions(mdata, self._modality, self._mask_key) >= 0).any():
+            return {**state_registry, "present": False}
+        _, stats, where = self._checked_statistics(mdata)
         self._check_support(state_registry["likelihood"], stats, where)
-        wanted, found = state_registry["feature_names"], self._feature_names(mdata.mod[name], data)
-        columns = None
-        if not np.array_equal(wanted, found):
-            columns = pd.Index(found).get_indexer(pd.Index(wanted))
-            if (missing := wanted[columns < 0]).size:
-                raise ValueError(
-                    f"Query modality {name!r} lacks {missing.size} of the {wanted.size} features that the model was "
-                    f"set up with, e.g. {', '.join(map(repr, missing[:5]))}; it has e.g. "
-                    f"{', '.join(map(repr, found[:3]))}. Rename or add them; order and further features do not matter."
-                )
-        return {**state_registry, "columns": columns, "present": True}
+        self.columns(mdata, state_registry["feature_names"])
+        return {**state_registry, "present": True}
+
+    def columns(self, mdata: MuData, wanted: np.ndarray) -> np.ndarray | None:
+        """Where the registered features lie in the MuData's matrix; None if it has them as they are.
+
+        Raises
+        ------
+        ValueError
+            If features are missing.
+        """
+        found = self._feature_names(mdata.mod[self._modality], self.matrix(mdata))
+        if np.array_equal(wanted, found):
+            return None
+        columns = pd.Index(found).get_indexer(pd.Index(wanted))
+        if (missing := wanted[columns < 0]).size:
+            raise ValueError(
+                f"Modality {self._modality!r} lacks {missing.size} of the {wanted.size} features that the model was "
+                f"set up with, e.g. {', '.join(map(repr, missing[:5].tolist()))}; it has e.g. "
+                f"{', '.join(map(repr, found[:3].tolist()))}. Rename or add them; order and further features do not "
+                "matter."
+            )
+        return columns
 
     def size_factors(self, mdata: MuData) -> np.ndarray | None:
         """Given size factors in the order of ``mdata.obs``; 1 where the cell lacks the modality.
@@ -288,7 +322,7 @@ class ModalityField(BaseAnnDataField):
         ValueError
             If a size factor is not a positive number.
         """
-        if self._size_factor_key is None or self._modality not in mdata.mod:
+        if self._size_factor_key is None or self._modality not in mdata.mod or not mdata.mod[self._modality].n_obs:
             return None
         column = mdata.mod[self._modality].obs[self._size_factor_key]
         rows = positions(mdata, self._modality, self._mask_key)

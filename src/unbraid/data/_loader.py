@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
+
+from unbraid._messages import check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +49,7 @@ class BlockSampler(Sampler):
     def __init__(
         self, indices: np.ndarray, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0
     ) -> None:
+        check_whole("batch_size", batch_size, 1)
         self.indices = np.asarray(indices, dtype=np.int64)
         self.batch_size, self.shuffle, self.drop_last, self.seed, self.epoch = batch_size, shuffle, drop_last, seed, 0
 
@@ -78,8 +82,9 @@ class BlockSampler(Sampler):
 
 
 def block_loader(dataset: MultimodalDataset, sampler: BlockSampler, **loader_kwargs: Any) -> DataLoader:
-    """A torch loader that asks the dataset for one whole block at a time."""
-    return DataLoader(dataset, sampler=sampler, batch_size=None, **loader_kwargs)
+    """A torch loader that asks the dataset for one whole block at a time, and leaves the user's random state alone."""
+    # without a generator of its own, every pass of a loader draws from torch's global one
+    return DataLoader(dataset, sampler=sampler, batch_size=None, **{"generator": torch.Generator(), **loader_kwargs})
 
 
 def split_indices(
@@ -126,8 +131,8 @@ def split_indices(
         parts = {part: np.flatnonzero(words == part) for part in ("train", "validation", "test")}
     else:
         for name, size in {"train_size": train_size, "validation_size": validation_size}.items():
-            if size is not None and not 0 <= size <= 1:
-                raise ValueError(f"`{name}` is a fraction between 0 and 1, got {size}.")
+            if size is not None and not (isinstance(size, Real) and 0 <= size <= 1):
+                raise ValueError(f"`{name}` is a fraction between 0 and 1, got {size!r}.")
         if (train_size or 0) + (validation_size or 0) > 1:
             raise ValueError(f"`train_size` + `validation_size` is {train_size + validation_size}, more than 1.")
         if validation_size is not None:

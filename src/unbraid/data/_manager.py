@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
+import rich.pretty  # noqa: F401 - scvi-tools shows a registry with it, and newer versions of rich do not load it
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
@@ -19,6 +19,7 @@ from scvi.data.fields import (
 from unbraid._messages import suggest
 from unbraid.data._dataset import MultimodalDataset
 from unbraid.data._fields import ModalityField, positions
+from unbraid.data._statistics import by_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,8 +72,8 @@ class MultimodalManager(AnnDataManager):
             raise ValueError(
                 f"The MuData has none of the model's modalities {self.modalities}. It has {list(adata.mod)}."
             )
-        if source_registry is None:
-            for field in self.modality_fields:
+        for field in self.modality_fields:
+            if source_registry is None or field.mod_key in adata.mod:
                 field.validate_field(adata)
         self._check_covariates(adata, source_registry, **transfer_kwargs)
         self._check_presence(adata, query=source_registry is not None)
@@ -89,7 +90,7 @@ class MultimodalManager(AnnDataManager):
             raise ValueError(
                 f"No cell has two of the modalities {self.modalities}, so nothing tells what they share. Cell names "
                 f"must agree between modalities; they read e.g. "
-                f"{', '.join(f'{m}: {mdata.mod[m].obs_names[0]!r}' for m in self.modalities)}."
+                f"{', '.join(f'{m}: {list(mdata.mod[m].obs_names[:1])}' for m in self.modalities)}."
             )
 
     def _check_covariates(
@@ -112,23 +113,24 @@ class MultimodalManager(AnnDataManager):
                         f"`{argument}`: {missing} cells have no value in obs column {key!r}. Fill them in or remove "
                         "these cells; with MuData, set the column on `mdata.obs`, not on one modality only."
                     )
-                if source_registry is not None and argument == "batch_key" and not extend_categories:
-                    known = source_registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
-                    unseen = sorted(set(map(str, column.unique())) - set(map(str, known["categorical_mapping"])))
-                    if unseen:
-                        raise ValueError(
-                            f"`batch_key`: the query has batches that the model has not seen: {unseen[:5]}. "
-                            "Use `load_query_data`, which admits new batches."
-                        )
+                if source_registry is None or extend_categories:
+                    continue
+                unseen = set(column.unique()) - set(_known_categories(source_registry, key, argument))
+                if unseen:
+                    what = "batches" if argument == "batch_key" else f"categories of {key!r}"
+                    raise ValueError(
+                        f"`{argument}`: the query has {what} that the model has not seen: "
+                        f"{sorted(map(str, unseen))[:5]}. Use `load_query_data`, which admits new ones."
+                    )
 
     def row_matrix(self, field: ModalityField) -> Any:
         """A modality's matrix with fast rows: CSC becomes an own CSR copy, made once."""
         data = field.matrix(self.adata)
-        if not (sp.issparse(data) and data.format != "csr"):
+        if getattr(data, "format", "csr") == "csr":
             return data
         cached = self._row_matrices.get(field.registry_key)
         if cached is None or cached[0] is not data:
-            self._row_matrices[field.registry_key] = cached = (data, data.tocsr())
+            self._row_matrices[field.registry_key] = cached = (data, by_rows(data))
         return cached[1]
 
     def create_torch_dataset(self, *args, **kwargs) -> MultimodalDataset:
@@ -168,6 +170,13 @@ def _obs_column(mdata: MuData, key: str, argument: str) -> pd.Series:
             f"`mdata.obs[{key!r}] = mdata[{holders[0]!r}].obs[{key!r}].reindex(mdata.obs_names)`."
         )
     raise KeyError(f"`{argument}`: no obs column {key!r} in the MuData. {suggest(key, mdata.obs.columns)}")
+
+
+def _known_categories(registry: dict, key: str, argument: str) -> np.ndarray:
+    fields = registry["field_registries"]
+    if argument == "batch_key":
+        return fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"]
+    return fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"][key]
 
 
 def _check_numbers(column: pd.Series, key: str, argument: str) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# Rows of one block: a block of 30,000 dense features stays below 0.5 GB.
-BLOCK_ROWS = 4096
+# Largest block: at 32 million values the float64 copies of a dense one stay below 1 GB.
+BLOCK_ROWS, BLOCK_VALUES = 4096, 2**25
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,14 @@ class ValueStatistics:
     totals: np.ndarray
 
 
-def iter_blocks(matrix: Any, rows: np.ndarray, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray | sp.csr_matrix]:
+def by_rows(matrix: Any) -> Any:
+    """Columns-first sparse matrices as CSR in memory, so that rows are quick to take; others as they are."""
+    if getattr(matrix, "format", "csr") == "csr":
+        return matrix
+    return (matrix if sp.issparse(matrix) else matrix.to_memory()).tocsr()
+
+
+def iter_blocks(matrix: Any, rows: np.ndarray) -> Iterator[np.ndarray | sp.csr_matrix]:
     """Yield ``matrix[rows]`` block by block; on-disk arrays get increasing row numbers.
 
     Parameters
@@ -52,9 +59,8 @@ def iter_blocks(matrix: Any, rows: np.ndarray, block_rows: int = BLOCK_ROWS) -> 
         Dense or sparse, in memory or backed, shape ``(n_obs, n_features)``.
     rows
         Increasing row numbers.
-    block_rows
-        Rows of one block.
     """
+    block_rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // matrix.shape[1]))
     for start in range(0, len(rows), block_rows):
         block = rows[start : start + block_rows]
         contiguous = block[-1] - block[0] + 1 == len(block)
@@ -87,9 +93,9 @@ def value_statistics(matrix: Any, rows: np.ndarray) -> ValueStatistics:
     total, square = 0.0, 0.0
     minimum, maximum, integer, bad_rows = np.inf, -np.inf, True, 0
     totals = []
-    for block in iter_blocks(matrix, rows):
+    for block in iter_blocks(by_rows(matrix), rows):
         sparse = sp.issparse(block)
-        block = block.tocsr() if sparse else np.asarray(block)
+        block = block if sparse else np.asarray(block)
         values = block.data if sparse else block
         # float32 is what the models see, so a value that overflows there is infinite for them
         with np.errstate(over="ignore"):
@@ -116,4 +122,6 @@ def value_statistics(matrix: Any, rows: np.ndarray) -> ValueStatistics:
     variance = np.maximum(square / n_obs - mean**2, 0.0)
     # cancellation leaves dust on constant features
     variance[variance <= 1e-12 * np.maximum(square / n_obs, 1e-300)] = 0.0
-    return ValueStatistics(n_obs, minimum, maximum, integer, mean, np.sqrt(variance), np.concatenate(totals))
+    deviation = np.sqrt(variance)
+    deviation[deviation < np.finfo(np.float32).tiny] = 0.0  # nor can float32 divide by it
+    return ValueStatistics(n_obs, minimum, maximum, integer, mean, deviation, np.concatenate(totals))

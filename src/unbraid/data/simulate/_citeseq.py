@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from unbraid._messages import check_whole
 from unbraid.data.simulate._assays import ASSAYS, N_STATES, TRUTH, Factors, counts, labels, presence
-from unbraid.data.simulate._common import assemble, cell_names, check_whole
+from unbraid.data.simulate._common import assemble, cell_names
 
 if TYPE_CHECKING:
     from mudata import MuData

@@ -1,8 +1,7 @@
-"""What every simulator needs: checked arguments, and a MuData whose truth follows its rows."""
+"""What every simulator needs: a MuData whose truth follows its rows."""
 
 from __future__ import annotations
 
-import operator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -15,16 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from anndata import AnnData
-
-
-def check_whole(name: str, value: Any, minimum: int) -> None:
-    """Raise unless ``value`` is a whole number of at least ``minimum``."""
-    try:
-        ok = operator.index(value) >= minimum
-    except TypeError:
-        ok = False
-    if not ok:
-        raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
 
 
 def cell_names(n_obs: int) -> pd.Index:

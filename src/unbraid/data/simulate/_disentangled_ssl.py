@@ -10,7 +10,8 @@ import torch
 from anndata import AnnData
 from torch import nn
 
-from unbraid.data.simulate._common import assemble, cell_names, check_whole, split_column
+from unbraid._messages import check_whole
+from unbraid.data.simulate._common import assemble, cell_names, split_column
 
 if TYPE_CHECKING:
     from mudata import MuData

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from unbraid.data.simulate._common import assemble, cell_names, check_whole, split_column
+from unbraid._messages import check_whole
+from unbraid.data.simulate._common import assemble, cell_names, split_column
 
 if TYPE_CHECKING:
     from mudata import MuData

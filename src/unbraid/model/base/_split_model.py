@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
+from numbers import Real
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from mudata import MuData
 from scvi import settings
 from scvi.model.base import BaseModelClass
 
-from unbraid._messages import suggest
+from unbraid._messages import check_whole, suggest
 from unbraid.data import (
     BlockSampler,
     MultimodalDataModule,
@@ -60,9 +63,16 @@ class SplitModel(BaseModelClass):
     _drop_last = False
 
     def __init__(self, mdata: MuData | None = None, registry: dict | None = None) -> None:
+        name = type(self).__name__
         if registry is None and not isinstance(mdata, MuData):
-            raise TypeError(f"Expected the MuData of `{type(self).__name__}.setup_mudata`, got {type(mdata).__name__}.")
-        super().__init__(mdata, registry=registry)
+            raise TypeError(f"Expected the MuData of `{name}.setup_mudata`, got {type(mdata).__name__}.")
+        try:
+            super().__init__(mdata, registry=registry)
+        except ValueError:  # scvi-tools' own words send the user to `setup_anndata`
+            raise ValueError(
+                f"This MuData is not set up for {name}, nor is a copy of one that is. "
+                f"Call `{name}.setup_mudata(mdata)` first."
+            ) from None
         self.seed_: int | None = None
         self.history_ = {}
 
@@ -142,32 +152,27 @@ class SplitModel(BaseModelClass):
             If values are NaN, infinite, not numeric, negative under a count likelihood, or constant; if
             names are duplicated; if no cell has two modalities; or if a cell has none.
         """
-        if isinstance(mdata, MuData) and modalities is None:
+        if not isinstance(mdata, MuData):
+            raise TypeError(
+                f"{cls.__name__} needs a MuData, got {type(mdata).__name__}. Make one of AnnData objects that share "
+                "cell names: `mudata.MuData({'rna': adata_rna, 'prot': adata_prot})`."
+            )
+        if modalities is None:
             modalities = list(mdata.mod)
         modalities = [modalities] if isinstance(modalities, str) else list(modalities or [])
         as_list = lambda keys: None if keys is None else [keys] if isinstance(keys, str) else list(keys)
-        categorical_covariate_keys = as_list(categorical_covariate_keys)
-        continuous_covariate_keys = as_list(continuous_covariate_keys)
-        names = {
-            "cls": cls, "mdata": mdata, "modalities": modalities, "layers": layers, "likelihoods": likelihoods,
-            "batch_key": batch_key, "categorical_covariate_keys": categorical_covariate_keys,
-            "continuous_covariate_keys": continuous_covariate_keys, "pairs_key": pairs_key,
-            "size_factor_key": size_factor_key, "mask_keys": mask_keys,
-        }  # fmt: skip
-        setup_method_args = cls._get_setup_method_args(**names)
-
-        if len(set(modalities)) < cls._min_modalities:
-            found = f"got {modalities}" if isinstance(mdata, MuData) else f"got a {type(mdata).__name__}"
-            error = ValueError if isinstance(mdata, MuData) else TypeError
-            raise error(f"{cls.__name__} needs a MuData with at least {cls._min_modalities} modalities, {found}.")
+        if len(set(modalities)) < max(cls._min_modalities, len(modalities)):
+            raise ValueError(
+                f"{cls.__name__} needs a MuData with at least {cls._min_modalities} modalities, each named once; "
+                f"got {modalities}."
+            )
         if pairs_key is not None:
             raise ValueError(f"{cls.__name__} does not use pairs of cells: leave out `pairs_key`.")
-        if size_factor_key is not None and not isinstance(size_factor_key, dict):
-            size_factor_key = {
-                m: size_factor_key for m in modalities if m in mdata.mod and size_factor_key in mdata.mod[m].obs
-            }
-            if not size_factor_key:
-                raise KeyError(f"`size_factor_key`: no modality has an obs column {names['size_factor_key']!r}.")
+        if isinstance(size_factor_key, str):
+            holders = [m for m in modalities if m in mdata.mod and size_factor_key in mdata.mod[m].obs]
+            if not holders:
+                raise KeyError(f"`size_factor_key`: no modality has an obs column {size_factor_key!r}.")
+            size_factor_key = dict.fromkeys(holders, size_factor_key)
         per_modality = {
             "layers": layers, "likelihoods": likelihoods, "mask_keys": mask_keys, "size_factor_key": size_factor_key
         }  # fmt: skip
@@ -177,13 +182,17 @@ class SplitModel(BaseModelClass):
             for name in mapping or {}:
                 if name not in modalities:
                     raise KeyError(f"`{argument}` names {name!r}, which is not a modality. {suggest(name, modalities)}")
-        fields = build_fields(
-            modalities,
-            batch_key=batch_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-            **{argument: mapping or {} for argument, mapping in per_modality.items()},
+        # copies: what the user does to these dictionaries later is not the registry's business
+        per_modality = {argument: mapping and dict(mapping) for argument, mapping in per_modality.items()}
+        covariates = {
+            "batch_key": batch_key,
+            "categorical_covariate_keys": as_list(categorical_covariate_keys),
+            "continuous_covariate_keys": as_list(continuous_covariate_keys),
+        }
+        setup_method_args = cls._get_setup_method_args(
+            cls=cls, mdata=mdata, modalities=modalities, pairs_key=pairs_key, **per_modality, **covariates
         )
+        fields = build_fields(modalities, **{name: given or {} for name, given in per_modality.items()}, **covariates)
         manager = MultimodalManager(fields, setup_method_args=setup_method_args)
         manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
@@ -206,6 +215,11 @@ class SplitModel(BaseModelClass):
             state = self.registry_["field_registries"][registry_key(name)]["state_registry"]
             likelihood = state["likelihood"]
             chosen = input_transform.get(name) if isinstance(input_transform, dict) else input_transform
+            if chosen in ("log1p", "clr") and state["minimum"] < 0:
+                raise ValueError(
+                    f"Modality {name!r} has negative values, so `input_transform` cannot be {chosen!r}. "
+                    "Use 'scale' or 'standardize', or point `layers` to the counts."
+                )
             default = "identity" if likelihood == "bernoulli" else "scale"
             specs.append(
                 ModalitySpec(
@@ -299,6 +313,8 @@ class SplitModel(BaseModelClass):
         seed = self._training_seed(seed)
         manager = self.adata_manager
         manager.validate()
+        batch_size = self._default_batch_size if batch_size is None else batch_size
+        check_whole("batch_size", batch_size, 2)
         dataset = manager.create_torch_dataset()
         parts = split_indices(
             dataset.n_obs,
@@ -308,9 +324,6 @@ class SplitModel(BaseModelClass):
             seed=seed,
         )
         self._check_parts(dataset.presence, parts)
-        batch_size = self._default_batch_size if batch_size is None else batch_size
-        if batch_size < 2:
-            raise ValueError(f"`batch_size` must be at least 2, got {batch_size}.")
         loader_options = {"drop_last": self._drop_last, **(datasplitter_kwargs or {})}
         datamodule = MultimodalDataModule(
             dataset, parts, min(batch_size, len(parts["train"])), seed=seed, **loader_options
@@ -337,8 +350,21 @@ class SplitModel(BaseModelClass):
         self.seed_, self.is_trained_ = seed, True
 
     def _training_seed(self, seed: int | None) -> int:
+        """Seed of a training, after a look whether there is something to train on."""
+        self._check_data()
         seed = settings.seed if seed is None else seed
-        return int(torch.randint(2**31, ()).item()) if seed is None else int(seed)
+        if seed is None:
+            with torch.random.fork_rng(devices=[]):  # drawn from the user's random state without moving it
+                seed = torch.randint(2**31, ()).item()
+        check_whole("seed", seed, 0)
+        return int(seed)
+
+    def _check_data(self) -> None:
+        if self.adata is None:
+            raise ValueError(
+                f"The model was loaded without data. Pass a MuData, or load it with `{type(self).__name__}.load("
+                "folder, mdata)`."
+            )
 
     def _split_labels(self, split_key: str):
         obs = self.adata.obs
@@ -358,22 +384,24 @@ class SplitModel(BaseModelClass):
         stages = self.module.stages
         rates = lr if isinstance(lr, dict) else {} if lr is None else {stage.name: lr for stage in stages}
         self._check_stage_names("lr", rates)
+        for name, value in [*(("lr", rate) for rate in rates.values()), ("weight_decay", weight_decay or 0.0)]:
+            if not (isinstance(value, Real) and 0 <= value < np.inf):
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
         changes = {} if weight_decay is None else {"weight_decay": weight_decay}
         return [replace(stage, lr=rates.get(stage.name, stage.lr), **changes) for stage in stages]
 
     def _epochs(self, max_epochs, stages, n_train: int, batch_size: int) -> dict[str, int]:
-        given = max_epochs if isinstance(max_epochs, dict) else {}
-        self._check_stage_names("max_epochs", given)
         steps = -(-n_train // batch_size)
         default = max(1, min(MAX_DEFAULT_EPOCHS, -(-DEFAULT_STEPS // steps)))
-        fallback = max_epochs if isinstance(max_epochs, int) else None
-        epochs = {
-            stage.name: given.get(stage.name, fallback if fallback is not None else stage.max_epochs or default)
-            for stage in stages
-        }
-        if bad := {name: n for name, n in epochs.items() if n < 0}:
-            raise ValueError(f"`max_epochs` cannot be negative: {bad}.")
-        return epochs
+        if max_epochs is None or isinstance(max_epochs, dict):
+            given = max_epochs or {}
+            self._check_stage_names("max_epochs", given)
+        else:
+            given = {stage.name: max_epochs for stage in stages}
+        epochs = {stage.name: given.get(stage.name, stage.max_epochs or default) for stage in stages}
+        for n in epochs.values():
+            check_whole("max_epochs", n, 0)
+        return {name: int(n) for name, n in epochs.items()}
 
     def _check_stage_names(self, argument: str, mapping: dict[str, Any]) -> None:
         names = [stage.name for stage in self.module.stages]
@@ -396,6 +424,8 @@ class SplitModel(BaseModelClass):
         """Latents of the given cells, batch by batch, without gradients."""
         dataset = self.get_anndata_manager(mdata, required=True).create_torch_dataset()
         loader = block_loader(dataset, BlockSampler(indices, batch_size or max(settings.batch_size, 1024)))
+        if len(indices) == 0:
+            loader = [dataset[indices]]  # latents of no cell still have a width
         self.module.eval()
         with torch.inference_mode():
             for batch in loader:
@@ -447,9 +477,11 @@ class SplitModel(BaseModelClass):
         """
         self._check_if_trained(warn=False, message=f"{type(self).__name__} is not trained. Call `model.train()` first.")
         self._check_request(kind, modality)
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1)
         mdata = self._validate_anndata(mdata, copy_if_view=False)
         chosen = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
-        rows, missing = chosen, None
+        rows = chosen
         if modality is not None:
             in_modality = positions(mdata, modality)
             rows = chosen[in_modality[chosen] >= 0]
@@ -462,12 +494,7 @@ class SplitModel(BaseModelClass):
                 continue
             code, mask = getattr(latents, kind)[modality], batch["mask"][modality]
             values.append(code if mask.all() else code.masked_fill(~mask.unsqueeze(1), torch.nan))
-        if not values:
-            return np.zeros((0, self._width(kind)), dtype=np.float32)
         return torch.cat(values).float().cpu().numpy()
-
-    def _width(self, kind: Kind) -> int:
-        return self.module.n_specific if kind == "specific" else self.module.n_shared
 
     def _check_request(self, kind: Kind, modality: str | None) -> None:
         kinds = (*self.module.kinds, "joint")
@@ -510,7 +537,9 @@ class SplitModel(BaseModelClass):
         -------
         The same MuData.
         """
-        mdata = self.adata if mdata is None else mdata
+        if mdata is None:
+            self._check_data()
+            mdata = self.adata
         latents = {(None, f"{prefix}_c"): self.get_latent_representation(mdata, "joint", batch_size=batch_size)}
         for m in self.modalities:
             if m in mdata.mod:
@@ -533,11 +562,19 @@ class SplitModel(BaseModelClass):
     # ---- query data -----------------------------------------------------------------------
 
     def _validate_anndata(self, adata: MuData | None = None, copy_if_view: bool = True) -> MuData:
-        if adata is not None and not isinstance(adata, MuData):
+        if adata is None:
+            self._check_data()
+        elif not isinstance(adata, MuData):
             raise TypeError(f"Expected a MuData with any of {self.modalities}, got {type(adata).__name__}.")
-        if adata is not None and adata.is_view:
+        elif adata.is_view:
             raise ValueError("The MuData is a view. Run `mdata = mdata.copy()` first.")
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> dict[str, np.ndarray] | np.ndarray:
+        """Registered features per modality (one after the other in the legacy format); what :meth:`save` notes."""
+        fields = self.registry_["field_registries"]
+        names = {m: fields[registry_key(m)]["state_registry"]["feature_names"] for m in self.modalities}
+        return np.concatenate(list(names.values())) if legacy_mudata_format else names
 
     @classmethod
     def load(cls, dir_path: str, adata: MuData | bool | None = None, **kwargs: Any) -> SplitModel:
@@ -555,12 +592,14 @@ class SplitModel(BaseModelClass):
         **kwargs
             ``accelerator``, ``device`` and ``prefix``.
         """
+        if adata is not None and adata is not False and not isinstance(adata, MuData):
+            raise TypeError(f"Expected a MuData (or False to load the model alone), got {type(adata).__name__}.")
         with warnings.catch_warnings():  # we match names ourselves, and refuse what does not match
             warnings.filterwarnings("ignore", message="`var_names` for the loaded")
             return super().load(dir_path, adata=adata, **kwargs)
 
     @classmethod
-    def load_query_data(cls, mdata: MuData, reference_model: SplitModel | str) -> SplitModel:
+    def load_query_data(cls, mdata: MuData, reference_model: SplitModel | str | PathLike) -> SplitModel:
         """A trained model on new cells, which may come from new batches and may lack modalities.
 
         Parameters
@@ -574,10 +613,14 @@ class SplitModel(BaseModelClass):
         -------
         A trained model of the same class on ``mdata``; ``train()`` goes on from its weights.
         """
-        reference = cls.load(reference_model, adata=False) if isinstance(reference_model, str) else reference_model
+        reference = reference_model
+        if isinstance(reference, str | PathLike):
+            reference = cls.load(reference, adata=False)
+        if type(reference) is not cls:
+            raise TypeError(f"The reference is a {type(reference).__name__}: use its own `load_query_data`.")
         registry = reference.registry_
         cls.setup_mudata(mdata, source_registry=registry, extend_categories=True, **registry["setup_args"])
-        model = cls(mdata, **reference._init_arguments())
+        model = cls(mdata, **deepcopy(reference._init_arguments()))
         try:
             model.module.load_state_dict(reference.module.state_dict())
         except RuntimeError as error:

@@ -55,7 +55,7 @@ class DisentangledSSLModule(ContrastiveModule):
         return stages if self.n_specific else stages[:1]
 
     def posterior_sample(self, mean_direction: torch.Tensor) -> torch.Tensor:
-        """z ~ vMF(mu, kappa)."""
+        """Z ~ vMF(mu, kappa)."""
         return mean_direction if self.kappa is None else sample_von_mises_fisher(mean_direction, self.kappa)
 
     def loss(self, batch: dict, stage: str) -> LossOutput:

@@ -143,9 +143,7 @@ class LinearSplit(SplitModel):
         n_dims = self.n_shared or min(x.shape[1] for x in reduced.values())
         n_dims = min(n_dims, *(x.shape[1] for x in reduced.values()))
         ridges = RIDGES if self.ridge is None else (self.ridge,)
-        chosen = select_canonical(
-            reduced, rows, batch, n_dims, ridges=ridges, n_permutations=n_permutations, seed=seed
-        )
+        chosen = select_canonical(reduced, rows, batch, n_dims, ridges=ridges, n_permutations=n_permutations, seed=seed)
         rank = n_dims if self.n_shared else max(chosen.rank, 1)
         if chosen.rank == 0:
             warnings.warn(

@@ -164,9 +164,7 @@ class ContrastiveModule(SplitModule):
         """Specific codes per modality from the modality and its own shared code, ``(n, n_specific)``."""
         covariates = self.covariates(batch)
         return {
-            m: on_present_rows(
-                self.specific_encoders[m], batch["mask"][m], _beside(inputs[m], shared[m], covariates)
-            )
+            m: on_present_rows(self.specific_encoders[m], batch["mask"][m], _beside(inputs[m], shared[m], covariates))
             for m in self.modalities
         }
 

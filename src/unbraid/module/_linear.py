@@ -88,10 +88,10 @@ class LinearModule(SplitModule):
         return batch["batch"] if self.center_batches else torch.zeros_like(batch["batch"])
 
     def encode(self, batch: dict, *, give_mean: bool = True) -> Latents:
-        """Canonical variates, components of the residual, and the joint code.
+        r"""Canonical variates, components of the residual, and the joint code.
 
         The joint code of a cell with modalities S is the mean of a one-factor model given its
-        variates: :math:`\\sqrt{\\rho} \\sum_{m \\in S} z_m / (1 + (|S| - 1) \\rho)`.
+        variates: :math:`\sqrt{\rho} \sum_{m \in S} z_m / (1 + (|S| - 1) \rho)`.
         """
         inputs, mask, codes = self.inputs(batch), batch["mask"], self.batch_codes(batch)
         shared, specific = {}, {}
@@ -327,7 +327,11 @@ def select_canonical(
         for k in range(n_folds):
             train, test = split(k, False), split(k, True)
             fit = generalized_cca(
-                {m: x[train[m]] for m, x in data.items()}, {m: r[train[m]] for m, r in rows.items()}, n_obs, ridge, n_dims
+                {m: x[train[m]] for m, x in data.items()},
+                {m: r[train[m]] for m, r in rows.items()},
+                n_obs,
+                ridge,
+                n_dims,
             )
             variates = {m: x[test[m]] @ fit[m] for m, x in data.items()}
             cells = {m: r[test[m]] for m, r in rows.items()}
@@ -351,7 +355,7 @@ def select_canonical(
         rho = mean_correlation(folds)
         n_test = sum(len(g) for pairs in folds for _, _, g in pairs.values())
         chance = np.sqrt(2 * np.log(max(n_dims, 2)) / max(n_test, 1))
-        return float(-0.5 * np.log1p(-np.minimum(rho[rho > chance], 1 - 1e-9) ** 2).sum())
+        return float(-0.5 * np.log1p(-(np.minimum(rho[rho > chance], 1 - 1e-9) ** 2)).sum())
 
     def repair(groups: np.ndarray) -> np.ndarray:
         order = rng.permutation(len(groups))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch import Trainer
 
 from unbraid.data import BlockSampler, block_loader, split_indices
 from unbraid.model.base import SplitModel
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
     from unbraid.nn import InputTransform
 
-BLOCK_ROWS = 2048
+# Largest block: 2,048 cells, fewer when they are wide; a float64 copy stays below 200 MB.
+BLOCK_ROWS, BLOCK_VALUES = 2_048, 20_000_000
 
 
 class LinearSplit(SplitModel):
@@ -123,9 +126,14 @@ class LinearSplit(SplitModel):
 
         Raises
         ------
+        TypeError
+            If an option is none of gradient training.
         ValueError
             If fewer than 10 training cells have two modalities.
         """
+        known = {*signature(SplitModel.train).parameters, *signature(Trainer).parameters}
+        if unknown := sorted(set(options) - known):
+            raise TypeError(f"LinearSplit.train() got an unexpected option {unknown[0]!r}.")
         seed = self._training_seed(seed)
         self.adata_manager.validate()
         dataset = self.adata_manager.create_torch_dataset()
@@ -164,9 +172,10 @@ class LinearSplit(SplitModel):
     def _reduce(self, dataset, modality: str, rows: np.ndarray, batch: np.ndarray, seed: int) -> np.ndarray:
         """Centred principal components of a modality's training cells, float64 ``(n, p)``."""
         layer = self.module.input_layers[modality].cpu()
+        block_rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // layer.n_features))
 
         def blocks() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-            for part in block_loader(dataset, BlockSampler(rows, BLOCK_ROWS)):
+            for part in block_loader(dataset, BlockSampler(rows, block_rows)):
                 x = layer(part["x"][modality], part["size_factor"].get(modality))
                 yield x.double().numpy(), batch[part["index"].numpy()]
 

@@ -78,7 +78,8 @@ class InputLayer(nn.Module):
                 f"Modality {spec.name!r}: unknown input transform {spec.transform!r}; "
                 f"there is: {', '.join(get_args(InputTransform))}."
             )
-        self.transform, self.reference = spec.transform, float(spec.size_factor_reference)
+        self.n_features, self.transform = spec.n_features, spec.transform
+        self.reference = float(spec.size_factor_reference)
         spread = np.asarray(spec.standard_deviation, dtype=np.float64)
         if self.transform == "scale":
             spread = np.full_like(spread, np.sqrt(np.mean(spread**2)))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from unbraid.model.base._split_model import SplitModel
+from unbraid.model.base._split_model import UNTRAINED, SplitModel
 from unbraid.module import ContrastiveModule
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ContrastiveModel(SplitModel):
         -------
         float32 array ``(n_obs, n_shared)``, one row per cell; NaN where the cell lacks the modality.
         """
-        self._check_if_trained(warn=False)
+        self._check_if_trained(warn=False, message=UNTRAINED)
         self._check_request("shared", modality)
         mdata = self._validate_anndata(mdata)
         rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)

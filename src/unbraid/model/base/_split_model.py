@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     from unbraid.nn import InputTransform, Likelihood
 
 # Steps of a stage when the user names no epochs; small data repeat themselves at most so many times.
-DEFAULT_STEPS, MAX_DEFAULT_EPOCHS = 2_000, 200
+DEFAULT_STEPS, MAX_DEFAULT_EPOCHS = 1_000, 100
+
+
+UNTRAINED = "The model is not trained. Call `model.train()` first."
 
 
 class SplitModel(BaseModelClass):
@@ -273,7 +276,7 @@ class SplitModel(BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Epochs of every stage, or per stage. By default about 2,000 steps per stage, at most 200 epochs.
+            Epochs of every stage, or per stage. By default about 1,000 steps per stage, at most 100 epochs.
         batch_size
             Cells of a batch; no more than there are cells.
         lr
@@ -475,7 +478,7 @@ class SplitModel(BaseModelClass):
         ValueError
             If the model has no such kind, or the modality is missing where one is needed.
         """
-        self._check_if_trained(warn=False, message=f"{type(self).__name__} is not trained. Call `model.train()` first.")
+        self._check_if_trained(warn=False, message=UNTRAINED)
         self._check_request(kind, modality)
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1)

@@ -10,7 +10,7 @@ class NoiseDropout(nn.Module):
     """Noise, dropout or nothing, chosen per sample with equal probability.
 
     The augmentation of DisentangledSSL's simulation (Wang et al., appendix H.1, as in the released
-    code): N(0, ``noise_std``^2) on every feature; or exactly ``n_features // round(1 / dropout)``
+    code): normal noise of ``noise_std`` on every feature; or exactly ``n_features // round(1 / dropout)``
     randomly chosen features set to zero; or the sample as it is.
 
     Parameters

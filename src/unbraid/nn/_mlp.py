@@ -26,7 +26,7 @@ class MLP(nn.Module):
     dropout
         Dropout rate after every ReLU.
     weight_std
-        Draw the weights from N(0, ``weight_std``^2), biases as PyTorch does; None leaves both to PyTorch.
+        Standard deviation of normal weights, with biases as PyTorch draws them; None leaves both to PyTorch.
     """
 
     def __init__(

@@ -111,7 +111,6 @@ def test_spawned_processes_can_be_given_the_plan():
         assert torch.equal(one["x"]["rna"], other["x"]["rna"])
 
 
-@pytest.mark.xfail(reason="BlockSampler shares cells out also at inference, as long as the processes are connected")
 def test_latents_of_all_cells_after_training(script):
     for run in SCRIPT[:4]:
         assert [script[0][*run, rank]["n_latent"] for rank in (0, 1)] == [90, 90]

@@ -29,8 +29,7 @@ class BlockSampler(Sampler):
 
     The order depends on ``(seed, epoch)`` only, so that a resumed run sees what the interrupted one
     would have seen. Blocks differ in size by at most one cell, so that no small last batch is left
-    over; ``drop_last`` cuts blocks of exactly ``batch_size`` instead. Under distributed training
-    every process takes its own share of the cells.
+    over; ``drop_last`` cuts blocks of exactly ``batch_size`` instead.
 
     Parameters
     ----------
@@ -44,14 +43,24 @@ class BlockSampler(Sampler):
         Exact blocks; the remainder is left out of the epoch.
     seed
         Seed of the order.
+    share
+        Under distributed training, every process takes its own share of the cells.
     """
 
     def __init__(
-        self, indices: np.ndarray, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        share: bool = False,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.batch_size, self.shuffle, self.drop_last, self.seed, self.epoch = batch_size, shuffle, drop_last, seed, 0
+        self.batch_size, self.shuffle, self.drop_last, self.share = batch_size, shuffle, drop_last, share
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch (Lightning calls this)."""
@@ -59,7 +68,7 @@ class BlockSampler(Sampler):
 
     @property
     def _processes(self) -> tuple[int, int]:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self.share and torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
@@ -185,7 +194,9 @@ class MultimodalDataModule(LightningDataModule):
 
     def _loader(self, part: str, *, shuffle: bool, seed: int) -> DataLoader:
         drop_last = self.drop_last and shuffle
-        sampler = BlockSampler(self.parts[part], self.batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
+        sampler = BlockSampler(
+            self.parts[part], self.batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, share=True
+        )
         return block_loader(self.dataset, sampler, **self.loader_kwargs)
 
     def train_dataloader(self) -> DataLoader:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from train_toys import Critic, Toy, batches, changed, citeseq_model, fit, weights
 
 LIGHTNING = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning")
-OUTDATED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+OUTDATED = (DeprecationWarning, PendingDeprecationWarning)
 
 # --- what the user sees -----------------------------------------------------------------------------
 
@@ -52,14 +52,17 @@ def chatter():
         def emit(self, record):
             records.append(record.getMessage())
 
-    handler = Keep()
-    for name in LIGHTNING:
-        logging.getLogger(name).addHandler(handler)
+    handler, loggers = Keep(), [logging.getLogger(name) for name in LIGHTNING]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)  # as in a user's session
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield lambda: records + [str(w.message) for w in caught if not issubclass(w.category, OUTDATED)]
-    for name in LIGHTNING:
-        logging.getLogger(name).removeHandler(handler)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize("n_validation", [20, 0])
@@ -75,6 +78,19 @@ def test_lightning_says_nothing_of_a_resumed_or_stopped_run(chatter, tmp_path):
     fit(Toy(), checkpoint_dir=tmp_path, resume=True)
     fit(Toy(), epochs=5, patience=1, min_delta=1e9)
     assert chatter() == []
+
+
+def test_the_bar_of_a_resumed_stage_starts_where_it_was(tmp_path, capfd):
+    options = {"epochs": 4, "checkpoint_dir": tmp_path}
+    with pytest.raises(KeyError):
+        fit(Toy(), trainer_options={"callbacks": RaiseIn("second", 2)}, **options)
+    capfd.readouterr()
+    fit(Toy(), resume=True, progress_bar=True, **options)
+    lines = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if line]
+    assert all(line.startswith("second (2/2)") for line in lines)
+    assert "  50%" in lines[0]
+    assert " 2/4 " in lines[0]
+    assert " 4/4 " in lines[-1]
 
 
 def test_other_warnings_and_levels_are_left_alone(chatter):
@@ -106,6 +122,15 @@ class Raise(Callback):
             raise error
 
         setattr(self, hook, act)
+
+
+class RaiseIn(Callback):
+    def __init__(self, stage, epoch):
+        self.stage, self.epoch = stage, epoch
+
+    def on_train_epoch_start(self, trainer, plan):
+        if (plan.stage.name, trainer.current_epoch) == (self.stage, self.epoch):
+            raise KeyError
 
 
 class Count(Callback):

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from unbraid.model.base._split_model import UNTRAINED, SplitModel
+from unbraid.model.base._latents import UNTRAINED
+from unbraid.model.base._split_model import SplitModel
 from unbraid.module import ContrastiveModule
 
 if TYPE_CHECKING:

@@ -1,0 +1,169 @@
+"""Reading latents out of a model, and writing them where scanpy finds them."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from scvi import settings
+
+from unbraid._messages import check_whole, suggest
+from unbraid.data import BlockSampler, block_loader, positions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mudata import MuData
+
+    from unbraid.module import Kind, Latents
+
+UNTRAINED = "The model is not trained. Call `model.train()` first."
+
+
+class LatentMixin:
+    """Latents of a model's own cells and of query cells."""
+
+    def _encode(
+        self, mdata: MuData, indices: np.ndarray, batch_size: int | None, *, give_mean: bool = True
+    ) -> Iterator[tuple[dict, Latents]]:
+        """Latents of the given cells, batch by batch, without gradients."""
+        dataset = self.get_anndata_manager(mdata, required=True).create_torch_dataset()
+        loader = block_loader(dataset, BlockSampler(indices, batch_size or max(settings.batch_size, 1024)))
+        if len(indices) == 0:
+            loader = [dataset[indices]]  # latents of no cell still have a width
+        self.module.eval()
+        with torch.inference_mode():
+            for batch in loader:
+                batch = move_data_to_device(batch, self.device)
+                yield batch, self.module.encode(batch, give_mean=give_mean)
+
+    def get_latent_representation(
+        self,
+        mdata: MuData | None = None,
+        kind: Kind = "shared",
+        modality: str | None = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Latents of cells.
+
+        Parameters
+        ----------
+        mdata
+            Cells; those of the set-up by default. Other MuData are registered on the fly: features
+            are matched by name, and modalities may be missing.
+        kind
+            ``"shared"`` or ``"specific"`` (or ``"joint"``, the shared code of the cell from whichever
+            modalities it has, which is also ``"shared"`` without a ``modality``).
+        modality
+            Whose code.
+        give_mean
+            The posterior's mean; otherwise a sample of it.
+        batch_size
+            Cells encoded at a time; it does not change the result.
+        indices
+            Numbers of cells in the MuData; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_latent)``. Of a modality: rows of the cells that have it, in the
+        order of ``mdata.mod[modality]`` (in the order of ``indices``, if given); cells masked out by a
+        ``mask_keys`` column have NaN.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        KeyError
+            If the modality is unknown.
+        ValueError
+            If the model has no such kind, or the modality is missing where one is needed.
+        """
+        self._check_if_trained(warn=False, message=UNTRAINED)
+        self._check_request(kind, modality)
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1)
+        mdata = self._validate_anndata(mdata, copy_if_view=False)
+        chosen = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        rows = chosen
+        if modality is not None:
+            in_modality = positions(mdata, modality)
+            rows = chosen[in_modality[chosen] >= 0]
+            if indices is None:
+                rows = rows[np.argsort(in_modality[rows])]
+        values = []
+        for batch, latents in self._encode(mdata, rows, batch_size, give_mean=give_mean):
+            if modality is None:
+                values.append(latents.joint)
+                continue
+            code, mask = getattr(latents, kind)[modality], batch["mask"][modality]
+            values.append(code if mask.all() else code.masked_fill(~mask.unsqueeze(1), torch.nan))
+        return torch.cat(values).float().cpu().numpy()
+
+    def _check_request(self, kind: Kind, modality: str | None) -> None:
+        kinds = (*self.module.kinds, "joint")
+        if kind not in kinds:
+            raise ValueError(f"{type(self).__name__} has no {kind!r} latents. {suggest(kind, kinds)}")
+        if modality is not None and modality not in self.modalities:
+            raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")
+        if kind == "specific" and modality is None:
+            raise ValueError(f"Specific latents belong to a modality: pass `modality`, one of {self.modalities}.")
+        if kind == "joint" and modality is not None:
+            raise ValueError("The joint code belongs to the cell: leave out `modality`.")
+
+    @staticmethod
+    def _cell_numbers(indices: Sequence[int], n_obs: int) -> np.ndarray:
+        numbers = np.asarray(indices)
+        if numbers.dtype == bool:
+            numbers = np.flatnonzero(numbers)
+        numbers = numbers.astype(np.int64)
+        if len(numbers) and (numbers.min() < -n_obs or numbers.max() >= n_obs):
+            raise IndexError(f"`indices` run from {numbers.min()} to {numbers.max()}, but there are {n_obs} cells.")
+        return numbers % n_obs if n_obs else numbers
+
+    def write_latent(self, mdata: MuData | None = None, prefix: str = "Z", batch_size: int | None = None) -> MuData:
+        """Write the latents into the MuData, where scanpy finds them.
+
+        ``mdata.obsm["Z_c"]`` is the shared code of every cell, ``mdata.mod[m].obsm["Z_c"]`` and
+        ``["Z_s"]`` the shared and the specific code of every cell that has modality m. What was
+        computed, by what, is in ``mdata.uns["unbraid"]``.
+
+        Parameters
+        ----------
+        mdata
+            Cells; those of the set-up by default.
+        prefix
+            First part of the keys.
+        batch_size
+            Cells encoded at a time.
+
+        Returns
+        -------
+        The same MuData.
+        """
+        if mdata is None:
+            self._check_data()
+            mdata = self.adata
+        latents = {(None, f"{prefix}_c"): self.get_latent_representation(mdata, "joint", batch_size=batch_size)}
+        for m in self.modalities:
+            if m in mdata.mod:
+                for kind, key in {"shared": f"{prefix}_c", "specific": f"{prefix}_s"}.items():
+                    if kind in self.module.kinds:
+                        latents[m, key] = self.get_latent_representation(mdata, kind, m, batch_size=batch_size)
+        for (m, key), values in latents.items():
+            (mdata if m is None else mdata.mod[m]).obsm[key] = values
+        parameters = self._init_arguments()
+        mdata.uns.setdefault("unbraid", {})[prefix] = {
+            "model": type(self).__name__,
+            "version": version("unbraid"),
+            "parameters": json.dumps(parameters, default=str),
+            "setup": json.dumps(self.registry_["setup_args"], default=str),
+            "seed": -1 if self.seed_ is None else self.seed_,
+            "keys": sorted({key for _, key in latents}),
+        }
+        return mdata

@@ -38,6 +38,7 @@ _QUIET = (
     ".*tensorboardX.*",
     ".*length of `list` across ranks is zero.*",
     ".*sync_dist=True.*",
+    ".*across ranks is zero.*",
 )
 
 

@@ -162,3 +162,28 @@ def test_encoders_see_covariates_when_asked():
     np.testing.assert_allclose(covariates[:, :4].sum(), 20)
     first = model.module.shared_encoders["rna"].layers[0]
     assert first.in_features == 20 + 5
+
+
+def test_resuming_takes_the_seed_of_the_interrupted_run(tmp_path):
+    from lightning.pytorch.callbacks import Callback
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, plan):
+            if trainer.current_epoch == 2:
+                raise RuntimeError("killed")
+
+    def build():
+        mdata = ub.data.simulate.citeseq(n_obs=80, n_genes=20, n_proteins=8, seed=0)
+        ub.model.CLIP.setup_mudata(mdata)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return ub.model.CLIP(mdata, n_shared=4, n_hidden=8)
+
+    options = {"max_epochs": 4, "progress_bar": False, "enable_progress_bar": False}
+    with pytest.raises(RuntimeError, match="killed"):
+        build().train(checkpoint_dir=tmp_path / "run", seed=7, callbacks=[Stop()], **options)
+    resumed, whole = build(), build()
+    resumed.train(checkpoint_dir=tmp_path / "run", resume=True, **options)
+    whole.train(seed=7, **options)
+    assert resumed.seed_ == 7
+    np.testing.assert_array_equal(resumed.get_latent_representation(), whole.get_latent_representation())

@@ -46,7 +46,7 @@ def test_afterwards_everything_is_as_before():
     module = Toy()
     module.second[0].weight.requires_grad_(False)
     before = weights(module)
-    fit(module)
+    fit(module, batches(n_validation=0))
     assert [name for name, p in module.named_parameters() if not p.requires_grad] == ["second.0.weight"]
     assert not any(part.training for part in module.modules())
     assert all(p.grad is None for p in module.parameters())

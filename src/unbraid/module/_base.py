@@ -40,6 +40,10 @@ class InnerLoop:
     lr: float = 1e-3
     fresh_batches: bool = False
 
+    def __post_init__(self) -> None:
+        if self.n_steps < 1:
+            raise ValueError(f"`n_steps` must be at least 1, got {self.n_steps}.")
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -10,7 +10,7 @@ class NoiseDropout(nn.Module):
     """Noise, dropout or nothing, chosen per sample with equal probability.
 
     The augmentation of DisentangledSSL's simulation (Wang et al., appendix H.1, as in the released
-    code): normal noise of ``noise_std`` on every feature; or exactly ``n_features // round(1 / dropout)``
+    code): normal noise of ``noise_std`` on every feature; or exactly ``floor(dropout * n_features)``
     randomly chosen features set to zero; or the sample as it is.
 
     Parameters
@@ -34,7 +34,7 @@ class NoiseDropout(nn.Module):
         noisy, dropped = choice == 0, choice == 1
         view = x.clone()
         view[noisy] += self.noise_std * torch.randn_like(view[noisy])
-        n_dropped = int(self.dropout * n_features)
+        n_dropped = int(self.dropout * n_features + 1e-9)  # 0.29 * 100 is 28.999...
         if n_dropped and dropped.any():
             rows = view[dropped]
             out = torch.rand_like(rows).topk(n_dropped, dim=1, sorted=False).indices

@@ -2,6 +2,6 @@
 
 from unbraid.train._callbacks import BestWeights, EpochCheckpoint, StageProgress
 from unbraid.train._plan import StagedPlan
-from unbraid.train._runner import RunOptions, run_stages
+from unbraid.train._runner import RunOptions, resumed_seed, run_stages
 
-__all__ = ["BestWeights", "EpochCheckpoint", "RunOptions", "StageProgress", "StagedPlan", "run_stages"]
+__all__ = ["BestWeights", "EpochCheckpoint", "RunOptions", "StageProgress", "StagedPlan", "resumed_seed", "run_stages"]

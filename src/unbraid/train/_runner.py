@@ -201,6 +201,18 @@ def _run_stage(
     return plan.history()
 
 
+def resumed_seed(folder: str | Path) -> int | None:
+    """Seed of the run in a checkpoint folder; None if there is no run.
+
+    Parameters
+    ----------
+    folder
+        ``checkpoint_dir`` of the run.
+    """
+    note = Path(folder) / "run.pt"
+    return torch.load(note, map_location="cpu", weights_only=True)["run"]["seed"] if note.exists() else None
+
+
 def _checkpoint_folder(options, module, stages, epochs, datamodule) -> Path | None:
     """The folder of a run's checkpoints, after checking that it belongs to this run."""
     if options.checkpoint_dir is None:

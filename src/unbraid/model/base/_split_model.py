@@ -26,7 +26,7 @@ from unbraid.data import (
 )
 from unbraid.model.base._latents import LatentMixin
 from unbraid.nn import COUNT_LIKELIHOODS, ModalitySpec
-from unbraid.train import RunOptions, run_stages
+from unbraid.train import RunOptions, resumed_seed, run_stages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -282,7 +282,7 @@ class SplitModel(LatentMixin, BaseModelClass):
         early_stopping
             End a stage when the validation loss no longer falls, and take the weights of its best epoch.
         early_stopping_patience, early_stopping_min_delta
-            Epochs to wait, and the smallest improvement that counts.
+            Validations to wait, and the smallest improvement that counts.
         accelerator, devices, strategy
             As in Lightning and scvi-tools.
         seed
@@ -305,6 +305,8 @@ class SplitModel(LatentMixin, BaseModelClass):
         FloatingPointError
             If the loss becomes NaN.
         """
+        if seed is None and resume and checkpoint_dir is not None:
+            seed = resumed_seed(checkpoint_dir)
         seed = self._training_seed(seed)
         manager = self.adata_manager
         manager.validate()
@@ -325,7 +327,8 @@ class SplitModel(LatentMixin, BaseModelClass):
         )
         stages = self._stages(lr, weight_decay)
         epochs = self._epochs(max_epochs, stages, len(parts["train"]), batch_size)
-        show = trainer_kwargs.pop("enable_progress_bar", True) if progress_bar is None else progress_bar
+        shown = trainer_kwargs.pop("enable_progress_bar", True)
+        show = shown if progress_bar is None else progress_bar
         options = RunOptions(
             seed=seed,
             early_stopping=early_stopping,

@@ -5,7 +5,7 @@ Nothing else in this package imports a name with a leading underscore from a dep
 
 from __future__ import annotations
 
-# scvi-tools 1.4 and 1.5: no public spelling of "does this strategy run several processes?".
-from scvi.model._utils import parse_device_args, use_distributed_sampler
+# scvi-tools 1.4 and 1.5: no public spelling of what "auto" means for accelerator and devices.
+from scvi.model._utils import parse_device_args
 
-__all__ = ["parse_device_args", "use_distributed_sampler"]
+__all__ = ["parse_device_args"]

@@ -404,13 +404,18 @@ def test_a_series_in_another_order_is_aligned(annotated, rng):
     ("of", "target", "options", "message"),
     [
         ("rna", "cell_typ", {"use_rep": "Z_s"}, "'cell_typ' is not in data.obs. Did you mean 'cell_type'?"),
-        ("rna", "cell_type", {"use_rep": "Z_p"}, "'Z_p' is not in data.obsm. Did you mean 'Z_s'? There is Z_s, X."),
+        (
+            "rna",
+            "cell_type",
+            {"use_rep": "Z_p"},
+            "'Z_p' is not in data.obsm. Did you mean 'Z_s'? There is: 'Z_s', 'X'.",
+        ),
         ("rna", "cell_type", {"use_rep": "Z_s", "groups": "donor"}, "'donor' is not in data.obs."),
         (None, "cell_type", {"use_rep": "Z_c"}, "data['rna'].obs, not in data.obs: write 'rna:cell_type'"),
         (None, "label", {"use_rep": "Z_s"}, "data['rna'].obsm, not in data.obsm: write 'rna:Z_s'"),
         (None, "label", {"use_rep": "X"}, "no X of its own: write 'rna:X'"),
         (None, "rna:celltype", {"use_rep": "Z_c"}, "'celltype' is not in data['rna'].obs. Did you mean 'cell_type'?"),
-        (None, "label", {"use_rep": "rma:Z_s"}, "Did you mean 'rna:Z_s'? There is Z_c, rna:Z_s"),
+        (None, "label", {"use_rep": "rma:Z_s"}, "Did you mean 'rna:Z_s'? There is: 'Z_c', 'rna:Z_s'"),
     ],
 )
 def test_an_unknown_key_is_answered_with_those_that_are_there(annotated, of, target, options, message):

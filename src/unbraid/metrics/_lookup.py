@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,6 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
+
+from unbraid._messages import suggest
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -82,13 +83,7 @@ def _lookup(data: AnnData | MuData, key: str, attr: Literal["obs", "obsm"], name
                     if key != "X"
                     else f"A MuData has no X of its own: write '{mod}:X'."
                 )
-    keys = _keys(data, attr)
-    close = difflib.get_close_matches(key, keys, n=1)
-    raise KeyError(
-        f"{key!r} is not in {name}.{attr}."
-        + (f" Did you mean {close[0]!r}?" if close else "")
-        + f" There is {', '.join(keys) or 'nothing'}."
-    )
+    raise KeyError(f"{key!r} is not in {name}.{attr}. {suggest(key, _keys(data, attr))}")
 
 
 def _spread(values: pd.Series | pd.DataFrame | NDArray, row: NDArray) -> pd.Series | NDArray:

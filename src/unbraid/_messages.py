@@ -36,3 +36,16 @@ def check_whole(name: str, value: Any, minimum: int) -> None:
         ok = False
     if not ok:
         raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
+
+
+def check_option(name: str, value: object, options: Iterable[object]) -> None:
+    """Raise unless ``value`` is one of ``options``."""
+    options = list(options)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, not {value!r}.")
+
+
+def check_range(name: str, value: object, ok: bool, rule: str) -> None:
+    """Raise unless ``ok``: say what ``value`` must be."""
+    if not ok:
+        raise ValueError(f"{name} must be {rule}, not {value}.")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from unbraid._messages import check_option, check_range
 from unbraid.metrics._lookup import embedding_of, values_of
 from unbraid.metrics._probe_design import (
     FIT_PREDICT,
@@ -22,12 +23,10 @@ from unbraid.metrics._probe_design import (
     is_constant_within,
     null_scores,
     out_of_fold,
-    percentiles,
 )
+from unbraid.metrics._resampling import percentiles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from mudata import MuData
     from numpy.typing import ArrayLike, NDArray
@@ -254,13 +253,13 @@ def probe(
 
     >>> ub.metrics.probe(mdata, "rna:cell_type", use_rep="prot:Z_s", groups="donor")  # doctest: +SKIP
     """
-    _check_option("kind", kind, ("linear", "boosted"))
-    _check_option("task", task, ("auto", "classification", "regression"))
+    check_option("kind", kind, ("linear", "boosted"))
+    check_option("task", task, ("auto", "classification", "regression"))
     n_permutations = N_PERMUTATIONS[kind] if n_permutations is None else n_permutations
-    _check_range("n_splits", n_splits, n_splits >= 2, "at least 2")
-    _check_range("n_permutations", n_permutations, n_permutations >= 0, "0 or more")
-    _check_range("confidence", confidence, 0 < confidence < 1, "between 0 and 1")
-    _check_range("max_obs", max_obs, max_obs is None or max_obs >= 2 * n_splits, "at least twice n_splits")
+    check_range("n_splits", n_splits, n_splits >= 2, "at least 2")
+    check_range("n_permutations", n_permutations, n_permutations >= 0, "0 or more")
+    check_range("confidence", confidence, 0 < confidence < 1, "between 0 and 1")
+    check_range("max_obs", max_obs, max_obs is None or max_obs >= 2 * n_splits, "at least twice n_splits")
     subset_rng, fold_rng, boosting_rng, null_rng, bootstrap_rng = np.random.default_rng(seed).spawn(5)
 
     sample, n_dropped = _read(data, target, use_rep, groups, task)
@@ -295,16 +294,6 @@ def probe(
         confidence=confidence,
         n_permutations=n_permutations,
     )
-
-
-def _check_option(name: str, value: str, options: Sequence[str]) -> None:
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, not {value!r}.")
-
-
-def _check_range(name: str, value: float | None, ok: bool, rule: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} must be {rule}, not {value}.")
 
 
 # --------------------------------------------------------------------------------------------------

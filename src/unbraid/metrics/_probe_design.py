@@ -15,13 +15,14 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from unbraid.metrics._resampling import N_BOOTSTRAP, percentiles
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
 BOOSTED_NULL_OBS = 5_000  # rows on which boosting is refitted to permuted targets
-N_BOOTSTRAP = 1_000
 RIDGE_PENALTIES = np.logspace(-4, 2, 7)  # times the number of rows: from none to all but the mean
 
 
@@ -77,13 +78,6 @@ def gains_of(sample: Sample, fold: NDArray, predicted: NDArray) -> Gains:
     training_mean = ((total.sum() - total) / (n.sum() - n))[fold]
     available = (sample.y - training_mean) ** 2
     return Gains(available - (sample.y - predicted) ** 2, available, np.zeros(len(sample), dtype=int))
-
-
-def percentiles(scores: NDArray, confidence: float) -> tuple[float, float]:
-    if len(scores) == 0:
-        return (np.nan, np.nan)
-    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def bootstrap_interval(

@@ -1,0 +1,6 @@
+"""What embeddings say about cells, features and each other. For any embedding, whichever model made it."""
+
+from unbraid.tl._feature_verdict import feature_verdict
+from unbraid.tl._modality_weights import modality_weights
+
+__all__ = ["feature_verdict", "modality_weights"]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from unbraid.data import simulate
 from unbraid.model import LinearSplit
+from unbraid.pp import split_counts
 from unbraid.tl import feature_verdict
 
 if TYPE_CHECKING:
@@ -47,27 +47,21 @@ def true_codes_and_depth(mdata: mudata.MuData, seed: int) -> mudata.MuData:
     return mdata
 
 
-def linear_codes(mdata: mudata.MuData, seed: int) -> mudata.MuData:
+def linear_codes(mdata: mudata.MuData, seed: int, layer: str | None = None) -> mudata.MuData:
     """Codes of LinearSplit from the same counts: specific codes have seen each feature's own noise."""
-    LinearSplit.setup_mudata(mdata, batch_key="batch")
+    LinearSplit.setup_mudata(mdata, batch_key="batch", layers=dict.fromkeys(mdata.mod, layer) if layer else None)
     model = LinearSplit(mdata)
     model.train(seed=seed)
     return model.write_latent()
 
 
 def linear_codes_of_half(mdata: mudata.MuData, seed: int) -> mudata.MuData:
-    """Counts split by binomial thinning: LinearSplit sees one half, and the other half is judged."""
-    rng = np.random.default_rng(seed)
-    seen, judged = mdata.copy(), mdata.copy()
-    for name, adata in mdata.mod.items():
-        counts = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
-        half = rng.binomial(counts.astype(int), 0.5).astype(np.float32)
-        seen.mod[name].X, judged.mod[name].X = half, counts - half
-    linear_codes(seen, seed)
-    for name in mdata.mod:
-        for key in ("Z_c", "Z_s"):
-            judged.mod[name].obsm[key] = seen.mod[name].obsm[key]
-    return judged
+    """Counts split: LinearSplit sees one half, and the other half is judged."""
+    split_counts(mdata, seed=seed)
+    linear_codes(mdata, seed, layer="train_counts")
+    for adata in mdata.mod.values():
+        adata.X = adata.layers["test_counts"]
+    return mdata
 
 
 CODES: dict[str, Callable[..., Any]] = {

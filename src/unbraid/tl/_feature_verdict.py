@@ -172,8 +172,8 @@ def feature_verdict(
 
     **What a specific code has seen.** A specific code is made from the cell's own values, and can carry a single
     feature's counting noise, which is then "explained": on simulated counts judged by `LinearSplit` codes, half of the
-    pure noise genes are called specific. To rule that out, split counts by binomial thinning, train the model on one
-    part, and pass the other part in `layers` (6 % then). What remains is biological or technical variation of a feature
+    pure noise genes are called specific. To rule that out, split counts by :func:`unbraid.pp.split_counts`, train the
+    model on one part, and pass the other part in `layers` (6 % then). What remains is biological or technical variation of a feature
     beyond counting noise, which thinning keeps; codes with about as many dimensions as there are features (proteins)
     hold that of each one. A specific code that still holds shared information makes shared features look like both.
 

@@ -23,7 +23,7 @@ def file(tmp_path_factory):
 
 
 def test_help_teaches():
-    for command in ([], ["demo"], ["fit"]):
+    for command in ([], ["demo"], ["score"], ["fit"]):
         result = runner.invoke(cli.app, [*command, "--help"])
         assert result.exit_code == 0
     assert "batch-key" in result.output
@@ -97,3 +97,26 @@ def test_wide_modalities_keep_their_most_variable_features():
     names = reduced.obs_names
     assert (reduced.obs["cell_type"].to_numpy() == mdata.obs["cell_type"].reindex(names).to_numpy()).all()
     assert cli._variable_features(mdata, n_features=80) is mdata
+
+
+def test_score_judges_what_fit_wrote(file, tmp_path):
+    split, html, out = tmp_path / "split.h5mu", tmp_path / "card.html", tmp_path / "scored.h5mu"
+    assert runner.invoke(cli.app, ["fit", str(file), "--model", "linear-split", "--out", str(split)]).exit_code == 0
+    arguments = ["score", str(split), "--labels", "cell_type", "--max-obs", "150", "--html", str(html)]
+    result = runner.invoke(cli.app, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "Give group" in " ".join(result.output.split())
+    assert "Specific?" in html.read_text()
+    assert "scorecard" in mudata.read_h5mu(out).uns
+
+
+def test_score_takes_keys_by_modality_and_none(file, tmp_path):
+    split = tmp_path / "split.h5mu"
+    assert runner.invoke(cli.app, ["fit", str(file), "--model", "linear-split", "--out", str(split)]).exit_code == 0
+    keys = ["--shared", "rna=Z_c", "--shared", "prot=prot:Z_c", "--specific", "none", "--max-obs", "120"]
+    result = runner.invoke(cli.app, ["score", str(split), *keys])
+    assert result.exit_code == 0, result.output
+    assert "specific " not in result.output
+    result = runner.invoke(cli.app, ["score", str(split), "--shared", "Z_x"])
+    assert result.exit_code == 1
+    assert "Z_x" in result.output

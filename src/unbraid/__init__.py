@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from scvi import settings
 
-from unbraid import data, metrics, model, nn, objectives, pl, pp
+from unbraid import data, metrics, model, nn, objectives, pl, pp, tl
 
-__all__ = ["data", "metrics", "model", "nn", "objectives", "pl", "pp", "settings"]
+__all__ = ["data", "metrics", "model", "nn", "objectives", "pl", "pp", "settings", "tl"]
 __version__ = version("unbraid")

@@ -1,4 +1,4 @@
-"""Command line: ``unbraid demo`` and ``unbraid fit``."""
+"""Command line: ``unbraid demo``, ``unbraid fit`` and ``unbraid score``."""
 
 from __future__ import annotations
 
@@ -147,6 +147,64 @@ def fit(
     console.print(f"Wrote {out}: {', '.join(mdata.uns['unbraid'][prefix]['keys'])} in obsm.", markup=False)
 
 
+@app.command()
+def score(
+    data: Annotated[Path, typer.Argument(help="MuData (.h5mu) with codes of any model in `obsm`.")],
+    html: Annotated[Path | None, typer.Option(help="Write the card as one HTML file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the MuData with the card in `uns`.")] = None,
+    shared: Annotated[
+        list[str] | None, typer.Option(help="Key of the shared code, or MODALITY=KEY; repeat. Z_c by default.")
+    ] = None,
+    specific: Annotated[
+        list[str] | None, typer.Option(help="Key of the specific codes, or MODALITY=KEY; repeat. Z_s by default; none")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="obs column of the cell type.")] = None,
+    batch: Annotated[str | None, typer.Option(help="obs column of the batch.")] = None,
+    group: Annotated[str | None, typer.Option(help="obs column of the sampling unit: donor, molecule.")] = None,
+    split_key: Annotated[str | None, typer.Option(help="obs column with test: judge these cells alone.")] = None,
+    modalities: Annotated[str | None, typer.Option(help="Comma-separated; all by default. E.g. rna,prot")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="MODALITY=LAYER; repeat. E.g. rna=counts")] = None,
+    margin: Annotated[float | None, typer.Option(help="Nats below which a leak does not matter.")] = None,
+    max_obs: Annotated[int, typer.Option(help="Judge a random sample of at most so many cells.")] = 4_000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Judge a split, of whichever model: what is shared, what leaks, what is missing.
+
+    For example:
+
+    `unbraid score split.h5mu --labels cell_type --batch batch --group donor --html card.html`
+
+    An embedding without specific codes: `unbraid score totalvi.h5mu --shared X_totalVI --specific none`
+    """
+    from unbraid import metrics, pl
+
+    with _errors(), _quiet():
+        if out is not None and out.suffix != ".h5mu":
+            raise ValueError(f"--out {out}: the file must end in .h5mu.")
+        mdata = _read(data)
+        card = metrics.scorecard(
+            mdata,
+            _keys(shared, "--shared", "Z_c"),
+            _keys(specific, "--specific", "Z_s"),
+            labels=labels,
+            batch=batch,
+            group=group,
+            split_key=split_key,
+            modalities=modalities.split(",") if modalities else None,
+            layers=_pairs(layer, "--layer"),
+            margin=margin,
+            max_obs=max_obs,
+            seed=seed,
+        )
+        _print_card(card)
+        if html is not None:
+            pl.report(card, html, title=f"Scorecard of {data.name}")
+            console.print(f"Wrote {html}.", markup=False)
+        if out is not None:
+            mdata.write(out)
+            console.print(f"Wrote {out}: the card is uns['scorecard'].", markup=False)
+
+
 # ---- helpers ------------------------------------------------------------------------------
 
 
@@ -244,6 +302,36 @@ def _probe_rows(mdata, prefix: str, label: str | None, seed: int):
 def _describe(mdata) -> str:
     parts = [f"{adata.n_obs:,} cells x {adata.n_vars:,} {name}" for name, adata in mdata.mod.items()]
     return f"{mdata.n_obs:,} cells; {', '.join(parts)}"
+
+
+def _keys(values: list[str] | None, option: str, default: str) -> str | dict[str, str] | None:
+    """One key, or one per modality; "none" for none."""
+    if not values:
+        return default
+    if values == ["none"]:
+        return None
+    if len(values) == 1 and "=" not in values[0]:
+        return values[0]
+    return _pairs(values, option)
+
+
+def _print_card(card) -> None:
+    colors = {"shared": "green", "found": "green", "clean": "green", "complete": "green", "leaks": "red"}
+    colors |= {"carries": "red", "collapsed": "red", "traces": "yellow", "not shown": "yellow", "partial": "yellow"}
+    table = Table(title="Scorecard")
+    for column in ("question", "code", "against", "verdict", ""):
+        table.add_column(column)
+    previous = ""
+    for row in card.verdicts.to_dict("records"):
+        question, verdict = row["question"], row["verdict"]
+        against = row["against"] + ("" if row["condition"] == "all" else f" ({row['condition']})")
+        color = colors.get(verdict, "default")
+        named = question if question != previous else ""
+        table.add_row(named, row["code"], against, f"[{color}]{verdict}[/]", row["words"])
+        previous = question
+    console.print(table)
+    for note in card.notes:
+        console.print(f"[yellow]Note:[/] {note}", highlight=False)
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, str] | None:

@@ -50,3 +50,55 @@ def test_training_curves_pair_training_and_validation():
     assert all(len(ax.lines) == 2 for ax in visible)
     with pytest.raises(ValueError, match="train the model first"):
         ub.pl.training({})
+
+
+@pytest.fixture(scope="module")
+def card():
+    mdata = ub.data.simulate.citeseq(n_obs=200, n_genes=15, n_proteins=8, seed=0)
+    rng = np.random.default_rng(0)
+    for adata in mdata.mod.values():
+        adata.obsm["Z_c"] = mdata.obsm["true_shared"] + rng.normal(size=mdata.obsm["true_shared"].shape)
+        adata.obsm["Z_s"] = rng.normal(size=(200, 2))
+    options = {"estimators": ("canonical",), "limits": False, "n_splits": 3, "progress": False}
+    return ub.metrics.scorecard(mdata, labels="cell_type", batch="batch", **options), mdata
+
+
+def test_every_finding_of_a_scorecard_is_drawn(card):
+    card, mdata = card
+    figure = ub.pl.scorecard(card)
+    drawn = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels()]
+    asked = card.table["question"].isin(["shared", "specific", "complete", "nuisance", "label"])
+    assert len(drawn) == (asked & card.table["estimate"].notna()).sum()
+    verdicts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert set(verdicts) >= set(card.table.loc[asked & card.table["verdict"].ne(""), "verdict"])
+    same = ub.pl.scorecard(mdata), ub.pl.scorecard(card.table)
+    assert {len(other.axes) for other in same} == {len(figure.axes)}
+
+
+def test_budgets_add_up(card):
+    figure = ub.pl.budget(card[0])
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["Information shared by the codes (nats)", "Variance of rna", "Variance of prot"]
+    for ax in figure.axes[1:]:
+        ends = [patch.get_x() + patch.get_width() for patch in ax.patches]
+        assert max(ends) == pytest.approx(1, abs=0.1)  # negative estimates are drawn as 0
+    assert len(ub.pl.budget(card[0], by_label=False).axes[1].get_yticks()) == 1
+
+
+def test_the_report_is_one_file_that_says_all(card, tmp_path):
+    path = ub.pl.report(card[0], tmp_path / "card.html", title="My <card>")
+    text = path.read_text()
+    assert "My &lt;card&gt;" in text
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text.replace("http-equiv", "")
+    for note in card[0].notes:
+        assert note[:40] in text
+    for word in ("Shared?", "Specific?", "Complete?", "methods section", "rna:Z_s"):
+        assert word in text
+
+
+def test_what_is_no_card_is_refused(mdata):
+    with pytest.raises(KeyError, match="scorecard"):
+        ub.pl.budget(mdata)
+    with pytest.raises(TypeError, match="DataFrame"):
+        ub.pl.scorecard(pd.DataFrame({"a": [1]}))

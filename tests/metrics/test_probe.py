@@ -181,7 +181,7 @@ def test_p_value_is_uniform_without_information(rng, numeric):
 def test_the_quick_null_of_classes_is_that_of_logistic_regression(rng, n, d):
     sample = internals.Sample(rng.normal(size=(n, d)), rng.integers(2, size=n), [0, 1], None)
     fold = internals.fold_of(sample, 5, seed=0)
-    orders = list(itertools.islice(internals._permutations(sample.y, None, rng), 30))
+    orders = list(itertools.islice(internals.permutations(sample.y, None, rng), 30))
     quick = np.array(list(internals._discriminant_scores(sample, fold, iter(orders))))
     moved = (dataclasses.replace(sample, y=sample.y[order]) for order in orders)
     with threadpool_limits(1):
@@ -244,7 +244,7 @@ def test_no_group_is_on_both_sides(rng):
     ):
         sample = internals.Sample(rng.normal(size=(300, 2)), y, classes, groups)
         fold = internals.fold_of(sample, 5, seed=0)
-        for order in [np.arange(300), *itertools.islice(internals._permutations(y, groups, rng), 3)]:
+        for order in [np.arange(300), *itertools.islice(internals.permutations(y, groups, rng), 3)]:
             moved = fold if classes is None else fold[order]
             assert all(len(set(moved[groups == g])) == 1 for g in range(30))
         assert set(fold) == set(range(5))
@@ -253,7 +253,7 @@ def test_no_group_is_on_both_sides(rng):
 def test_a_target_that_is_constant_within_groups_moves_with_whole_groups(rng):
     groups = np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
     y = np.array([0, 0, 0, 1, 1, 1])[groups]
-    for order in itertools.islice(internals._permutations(y, groups, rng), 20):
+    for order in itertools.islice(internals.permutations(y, groups, rng), 20):
         by_group = [set(y[order][groups == g]) for g in range(6)]
         assert all(len(values) == 1 for values in by_group)
         assert sum(values == {1} for values in by_group) == 3
@@ -263,7 +263,7 @@ def test_a_target_that_varies_within_groups_stays_in_its_group_or_swaps_whole(rn
     groups = rng.permutation(np.repeat(np.arange(5), [4, 6, 6, 6, 9]))
     y = rng.normal(size=31)
     givers = set()
-    for order in itertools.islice(internals._permutations(y, groups, rng), 30):
+    for order in itertools.islice(internals.permutations(y, groups, rng), 30):
         assert sorted(order) == list(range(31))
         for g in range(5):
             (giver,) = set(groups[order][groups == g])

@@ -1,7 +1,6 @@
 """What `unbraid.tl.modality_weights` promises."""
 
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -82,23 +81,18 @@ def test_cells_without_modality_code_or_label_have_none(toy):
     np.testing.assert_allclose(theta[[f"c{i}" for i in rows]], np.log((10 * rna + 1) / (10 * prot + 1)))
 
 
-def test_wnn_gives_muon_codes_of_length_one_of_complete_cells(toy, monkeypatch):
-    seen = {}
-
-    def neighbors(joint, **options):
-        seen.update({m: joint[m].obsm["code"] for m in joint.mod}, options=options)
-        for share, m in zip((0.25, 0.75), joint.mod, strict=True):
-            joint.obs[f"{m}:mod_weight"] = share
-
-    monkeypatch.setitem(sys.modules, "muon", SimpleNamespace(pp=SimpleNamespace(neighbors=neighbors)))
+def test_wnn_is_that_of_muon(toy):
+    """Takes a minute, most of it compiling, and runs where the extra is installed."""
+    pytest.importorskip("muon")
     toy["prot"].obsm["Z_s"][3] = np.nan
     modality_weights(toy, method="wnn", n_neighbors=5)
-    assert toy.obs["wnn:rna"].isna().sum() == 1
-    assert (toy.obs["wnn:prot"].dropna() == 0.75).all()
-    assert seen["rna"].shape == (79, 2)
-    np.testing.assert_allclose(np.linalg.norm(seen["prot"], axis=1), 1, rtol=1e-5)
-    assert seen["options"]["n_neighbors"] == 5
+    weights = toy.obs[["wnn:rna", "wnn:prot"]]
+    assert weights.isna().all(axis=1).sum() == 1
     assert toy.uns["wnn"]["n_dropped"] == 1
+    complete = weights.dropna()
+    np.testing.assert_allclose(complete.sum(axis=1), 1, rtol=1e-5)
+    assert complete.to_numpy().min() > 0
+    assert complete.std().min() > 0.01  # cells differ
 
 
 def test_wnn_without_muon_names_the_mend(toy, monkeypatch):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Keys = tuple[str | dict[str, str], str | dict[str, str] | None]
 SHARED_FACTOR = 0.1  # of the variance that a factor explains of one modality, it must explain of the other
 N_LATENT = 20
-N_FEATURES = 2_000  # most variable genes that MOFA+ is given
+N_FEATURES = 1_000  # most variable genes that MOFA+ is given
 
 
 def linear_split(mdata: MuData, seed: int) -> Keys:
@@ -79,7 +79,7 @@ def mofa(mdata: MuData, seed: int) -> Keys:
         [[x] for x in views.values()], views_names=list(views), samples_names=[list(mdata.obs_names)]
     )
     program.set_model_options(factors=N_LATENT, spikeslab_weights=False, ard_weights=True)
-    program.set_train_options(iter=100, convergence_mode="fast", seed=seed, quiet=True)
+    program.set_train_options(iter=50, convergence_mode="fast", seed=seed, quiet=True)
     program.build()
     program.run()
     factors = program.model.nodes["Z"].getExpectation()

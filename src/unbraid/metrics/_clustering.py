@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from unbraid._messages import check_option, check_range, check_whole
 from unbraid.metrics._lookup import embedding_of, values_of
-from unbraid.metrics._probe_design import _permutations
+from unbraid.metrics._probe_design import permutations
 from unbraid.metrics._resampling import N_BOOTSTRAP, percentiles
 from unbraid.metrics._rows import canonical_order, codes_of, present_rows
 
@@ -250,7 +250,7 @@ def clustering(
 
     scores = _scores(found, y)  # (n_seeds, 3)
     intervals = _intervals(found, y, codes, confidence, bootstrap_rng)
-    null = [_scores(found, y[p]).mean(axis=0) for p in islice(_permutations(y, codes, null_rng), n_permutations)]
+    null = [_scores(found, y[p]).mean(axis=0) for p in islice(permutations(y, codes, null_rng), n_permutations)]
     null = np.array(null).reshape(-1, len(MEASURES))
     as_good = (null >= scores.mean(axis=0) - 1e-12).sum(axis=0)
     parts = {}

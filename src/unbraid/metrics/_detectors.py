@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -150,35 +152,37 @@ def detection_limits(
     """
     strengths = np.asarray(list(strengths))
     panel = Panel(b, strata, seed=seed)
-    rng = np.random.default_rng(seed)
     white_a, back = _whiten_with_inverse(a)
     white_b = panel_whiten(b)
     # planting hardly moves the null, which depends on the geometry of each side alone
     null = panel.null(panel.features(a))
-    rows = []
-    for family in FAMILIES:
+    allowed = n_repeats - int(np.ceil(power * n_repeats))
 
-        def found(strength: float, family: str = family) -> float:
-            misses, allowed = 0, n_repeats - int(np.ceil(power * n_repeats))
-            for _ in range(n_repeats):
-                order = next(permutations_within(strata, len(a), rng))
-                planted = plant(white_a[order], white_b, family, strength, n_dimensions, labels, rng) @ back
-                p_values = null.p_values(panel.statistics(panel.features(planted)))
-                misses += cauchy_combination(p_values) >= alpha
-                if misses > allowed:  # the rest cannot make up for it
-                    break
-            on_step()
-            return 1 - misses / n_repeats
+    def found(family: str, strength: float, rng: np.random.Generator) -> float:
+        misses = 0
+        for _ in range(n_repeats):
+            order = next(permutations_within(strata, len(a), rng))
+            planted = plant(white_a[order], white_b, family, strength, n_dimensions, labels, rng) @ back
+            p_values = null.p_values(panel.statistics(panel.features(planted)))
+            misses += cauchy_combination(p_values) >= alpha
+            if misses > allowed:  # the rest cannot make up for it
+                break
+        on_step()
+        return 1 - misses / n_repeats
 
+    def limit(family: str) -> dict:
+        rng = np.random.default_rng([seed, FAMILIES.index(family)])
         low, high, powers = 0, len(strengths), {}
         while low < high:  # power grows with strength: halve the interval
             middle = (low + high) // 2
-            powers[middle] = found(strengths[middle])
+            powers[middle] = found(family, strengths[middle], rng)
             low, high = (low, middle) if powers[middle] >= power else (middle + 1, high)
         nats = strengths[low] if low < len(strengths) else np.inf
         share = 1 - np.exp(-2 * nats / n_dimensions)
-        rows.append({"family": family, "nats": nats, "share": share, "power": powers.get(low, np.nan)})
-    return pd.DataFrame(rows)
+        return {"family": family, "nats": nats, "share": share, "power": powers.get(low, np.nan)}
+
+    with ThreadPoolExecutor(min(len(FAMILIES), os.cpu_count() or 1)) as pool:
+        return pd.DataFrame(pool.map(limit, FAMILIES))
 
 
 def plant(

@@ -186,7 +186,7 @@ def fold_of(sample: Sample, n_splits: int, seed: int) -> NDArray:
     return fold if len(fold) == len(sample) else fold[groups]
 
 
-def _permutations(y: NDArray, groups: NDArray | None, rng: np.random.Generator) -> Iterator[NDArray]:
+def permutations(y: NDArray, groups: NDArray | None, rng: np.random.Generator) -> Iterator[NDArray]:
     """Endless row numbers: observation i is given the target of observation `order[i]`."""
     n = len(y)
     if groups is None:
@@ -225,7 +225,7 @@ def null_scores(
     if kind == "boosted" and len(sample) > BOOSTED_NULL_OBS:
         rows = np.sort(rng.choice(len(sample), BOOSTED_NULL_OBS, replace=False))
         sample, fold = sample[rows], fold[rows]
-    orders = chain([np.arange(len(sample))], islice(_permutations(sample.y, sample.groups, rng), n_permutations))
+    orders = chain([np.arange(len(sample))], islice(permutations(sample.y, sample.groups, rng), n_permutations))
 
     if kind == "linear" and not sample.is_classes:
         scores = _ridge_scores(sample, fold, orders)

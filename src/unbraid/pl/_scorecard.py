@@ -89,7 +89,7 @@ def scorecard(card: object) -> Figure:
         _panel(ax, rows)
         measure = rows["measure"].iloc[0] if rows["measure"].nunique() == 1 else "score"
         ax.set_title(title if unit or question != "shared" else "Shared? Retrieval", loc="left", fontsize=10)
-        ax.set_xlabel(unit or measure, fontsize=8, labelpad=1)
+        ax.set_xlabel(unit or measure.replace("r2", "$R^2$"), fontsize=8, labelpad=1)
         if question == "specific" and len(limits):
             worst = limits["estimate"].max()
             if np.isfinite(worst):

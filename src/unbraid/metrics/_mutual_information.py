@@ -223,7 +223,7 @@ def mutual_information(
     **Headline.** On every fold the estimator with the highest mean on the *other* folds, so that choosing among
     several does not raise the number.
 
-    **Refusal.** The chosen bound differs by more than 20 % between random halves of the observations and all of
+    **Refusal** [4]_. The chosen bound differs by more than 20 % between random halves of the observations and all of
     them, by more than the noise of that difference; or it is an InfoNCE bound within 0.5 nats of
     :math:`\log m`. `extrapolated` in the panel is linear in 1 / n, a guess and no bound.
 

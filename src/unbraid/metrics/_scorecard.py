@@ -60,7 +60,8 @@ class Scorecard:
         """A paragraph for the methods section of a paper."""
         s = self.settings
         unit = f"{s['n_groups']} values of {s['group']}" if s["group"] else "observations"
-        nulls = [name for name, key in (("batch", s["batch"]), ("batch and label", s["labels"])) if key]
+        label = "within batch and label" if s["batch"] else "within label"
+        nulls = [name for name, key in (("within batch", s["batch"]), (label, s["labels"])) if key]
         parts = [
             f"The split into shared ({s['shared']}) and specific ({s['specific'] or 'none'}) codes was judged with "
             f"unbraid {s['version']} on {s['n_obs']:,} of {s['n_given']:,} observations"
@@ -69,7 +70,7 @@ class Scorecard:
             f"({', '.join(s['estimators'])}; {s['n_splits']} folds, the estimator chosen on other folds than those it "
             "is reported on), which bounds it from below, and tested by a panel of detectors against re-paired "
             "observations"
-            + (f", freely and within {' and within '.join(nulls)}" if nulls else "")
+            + (f", freely, {' and '.join(nulls)}" if nulls else "")
             + "; p-values were adjusted by Holm's method.",
             f"{s['confidence']:.0%} intervals are percentiles over bootstrap samples of {unit}.",
         ]

@@ -57,7 +57,7 @@ def complete(both: float, ceiling: float) -> tuple[str, str]:
 def nuisance(score: float, low: float, chance: float, p_value: float, alpha: float, target: str) -> tuple[str, str]:
     if p_value < alpha and low > chance + CARRIES * (1 - chance):
         return "carries", f"Holds {target}: {score:z.2f}, by chance {chance:z.2f}."
-    if p_value < alpha:
+    if p_value < alpha and low > chance:
         return "traces", f"Traces of {target}: {score:z.2f}, by chance {chance:z.2f}."
     return "not found", f"{target.capitalize()} was not found: {score:z.2f}, by chance {chance:z.2f}."
 

@@ -119,7 +119,7 @@ def feature_verdict(
       specific code, and both together explain, beyond batch and depth; 0 is chance, and NaN that the feature is
       constant;
     - `verdict_shared_se`, ...: standard errors, with the fitted models held fixed;
-    - `verdict_shared_fdr`, `verdict_specific_fdr`: false discovery rate (Benjamini-Hochberg, among the modality's
+    - `verdict_shared_fdr`, `verdict_specific_fdr`: false discovery rate (Benjamini-Hochberg [3]_, among the modality's
       features) of what a code adds to the other one; `verdict_both_fdr`: of both codes together.
 
     `mdata.uns[key_added]` says how it was done: parameters, and of every modality the likelihood, the source of the

@@ -13,19 +13,11 @@ from scipy.stats import multivariate_normal, norm, rankdata
 
 from unbraid.benchmark import mutual_information as calibration
 from unbraid.metrics import _mutual_information as internals
+from unbraid.metrics._bounds import Critic, Tabulated, donsker_varadhan, info_nce, smile
 from unbraid.metrics._closed_form_critics import Directions, Regression
 from unbraid.metrics._mutual_information import MutualInformationResult, mutual_information
 from unbraid.metrics._pairs import read_pairs
-from unbraid.metrics._pointwise import (
-    Critic,
-    NormalScores,
-    Tabulated,
-    ceiling,
-    donsker_varadhan,
-    held_out_scores,
-    info_nce,
-    smile,
-)
+from unbraid.metrics._pointwise import NormalScores, ceiling, held_out_scores
 
 CLOSED = ("canonical", "ridge", "quadratic")
 ONE = {"estimators": "canonical", "n_null": 0}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Keys = tuple[str | dict[str, str], str | dict[str, str] | None]
 SHARED_FACTOR = 0.1  # of the variance that a factor explains of one modality, it must explain of the other
 N_LATENT = 20
+N_NEIGHBORS = 20
 N_FEATURES = 1_000  # most variable genes that MOFA+ is given
 
 
@@ -108,9 +109,12 @@ def wnn(mdata: MuData, seed: int) -> Keys:
         adata.obsm["X_pca"] = copy.obsm["X_pca"]
         muon.pp.l2norm(adata, rep="X_pca")
         sc.pp.neighbors(adata, use_rep="X_pca", random_state=seed)
-    muon.pp.neighbors(mdata, key_added="wnn", random_state=seed)
+    muon.pp.neighbors(mdata, n_neighbors=N_NEIGHBORS, key_added="wnn", random_state=seed)
     graph = sc.AnnData(obs=mdata.obs[[]], obsp={"connectivities": mdata.obsp["wnn_connectivities"]})
-    graph.uns["neighbors"] = {"connectivities_key": "connectivities", "params": {"method": "umap"}}
+    graph.uns["neighbors"] = {
+        "connectivities_key": "connectivities",
+        "params": {"method": "umap", "n_neighbors": N_NEIGHBORS},
+    }
     sc.tl.diffmap(graph, n_comps=N_LATENT + 1, random_state=seed)
     mdata.obsm["X_wnn"] = graph.obsm["X_diffmap"][:, 1:]  # the first is constant
     return "X_wnn", None

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unbraid.metrics._pointwise import Critic, Tabulated, donsker_varadhan, info_nce, standardised
+from unbraid.metrics._bounds import Critic, Tabulated, donsker_varadhan, info_nce, standardised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from unbraid.metrics._pointwise import Fold
+    from unbraid.metrics._bounds import Fold
 
 N_INNER = 3  # folds within the training part; what a critic has learned is shrunk to what holds up on them
 RIDGE = 1e-3  # of the variance of a feature

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 from threadpoolctl import threadpool_limits
@@ -17,6 +16,7 @@ from unbraid._messages import check_option, check_range, check_whole
 from unbraid.metrics._lookup import embedding_of, values_of
 from unbraid.metrics._probe_design import permutations
 from unbraid.metrics._resampling import N_BOOTSTRAP, percentiles
+from unbraid.metrics._result import Result
 from unbraid.metrics._rows import canonical_order, codes_of, present_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LEIDEN_STEPS = 20  # resolutions that are tried
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusteringResult:
+class ClusteringResult(Result):
     """What :func:`clustering` found.
 
     Attributes
@@ -63,6 +63,7 @@ class ClusteringResult:
         Cluster of every observation with the first seed, -1 where it was left out.
     """
 
+    _measure = "clustering"
     acc: float
     acc_interval: tuple[float, float]
     acc_chance: float
@@ -87,25 +88,15 @@ class ClusteringResult:
     confidence: float
     clusters: NDArray = field(compare=False)
 
-    def to_series(self) -> pd.Series:
-        """All fields but `clusters`, flat: `acc`, `acc_low`, `acc_high`, `acc_chance`, `acc_sd` over seeds, ..."""
-        flat = {}
-        for name in (each.name for each in fields(self)):
-            value = getattr(self, name)
-            if name.endswith("interval"):
-                prefix = name.removesuffix("interval")
-                flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-            elif name.endswith("seeds"):
-                flat[name.replace("seeds", "sd")] = float(np.std(value, ddof=1)) if len(value) > 1 else np.nan
-            elif name == "n_clusters":
-                flat |= {"n_clusters": float(np.mean(value)), "n_seeds": len(value)}
-            elif name != "clusters":
-                flat[name] = value
-        return pd.Series(flat, name="clustering", dtype=object)
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
+    def _flat(self, name: str) -> dict:
+        value = getattr(self, name)
+        if name.endswith("seeds"):
+            return {name.replace("seeds", "sd"): float(np.std(value, ddof=1)) if len(value) > 1 else np.nan}
+        if name == "n_clusters":
+            return {"n_clusters": float(np.mean(value)), "n_seeds": len(value)}
+        if name == "clusters":
+            return {}
+        return super()._flat(name)
 
     def __str__(self) -> str:
         parts = []

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-import pandas as pd
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import norm
 
 from unbraid._messages import check_range
 from unbraid.metrics._pairs import orders, permuted_side, read_pairs
 from unbraid.metrics._resampling import percentiles
+from unbraid.metrics._result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ N_BLOCKS = 20  # of the jackknife
 
 
 @dataclass(frozen=True, kw_only=True)
-class DependenceResult:
+class DependenceResult(Result):
     """What :func:`dependence` found.
 
     Attributes
@@ -80,6 +80,7 @@ class DependenceResult:
         Of subset, permutations and jackknife blocks.
     """
 
+    _measure = "dependence"
     distance_correlation: float
     distance_correlation_interval: tuple[float, float]
     distance_correlation_null: tuple[float, float]
@@ -103,17 +104,12 @@ class DependenceResult:
     confidence: float
     seed: int
 
-    def to_series(self) -> pd.Series:
-        """All fields, flat: intervals as `*_low` and `*_high`, what there is of both sides as `*_a` and `*_b`."""
-        flat = {}
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                ends = ("a", "b") if name in ("bandwidths", "n_features") else ("low", "high")
-                flat |= {f"{name.removesuffix('_interval')}_{end}": x for end, x in zip(ends, value, strict=True)}
-            else:
-                flat[name] = value
-        return pd.Series(flat, name="dependence", dtype=object)
+    def _flat(self, name: str) -> dict:
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return {name: value}
+        ends = ("a", "b") if name in ("bandwidths", "n_features") else ("low", "high")
+        return {f"{name.removesuffix('_interval')}_{end}": x for end, x in zip(ends, value, strict=True)}
 
     def __str__(self) -> str:
         of = "" if self.n_groups is None else f" in {self.n_groups:,} groups"

@@ -10,24 +10,23 @@ import numpy as np
 from unbraid.metrics._frechet_design import (
     check_options,
     few_threads,
-    flat,
     gaussian_distance,
     moments_of,
     read_samples,
 )
 from unbraid.metrics._resampling import percentiles
+from unbraid.metrics._result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
     from unbraid.metrics._frechet_design import Shrinkage
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffFDResult:
+class DiffFDResult(Result):
     """What :func:`diff_fd` found.
 
     Attributes
@@ -58,6 +57,7 @@ class DiffFDResult:
         Level of the intervals.
     """
 
+    _measure = "diff_fd"
     diff_fd_c: float
     diff_fd_c_interval: tuple[float, float]
     diff_fd_s: float
@@ -72,14 +72,6 @@ class DiffFDResult:
     n_dropped: int
     n_features: int
     confidence: float
-
-    def to_series(self) -> pd.Series:
-        """All fields, flat: intervals as `*_low` and `*_high`."""
-        return flat(self, "diff_fd")
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
 
     def __str__(self) -> str:
         (c_low, c_high), (s_low, s_high) = self.diff_fd_c_interval, self.diff_fd_s_interval

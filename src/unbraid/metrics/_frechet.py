@@ -13,17 +13,16 @@ from unbraid.metrics._frechet_design import (
     Rows,
     check_options,
     few_threads,
-    flat,
     gaussian_distance,
     moments_of,
     read_samples,
 )
 from unbraid.metrics._resampling import percentiles
+from unbraid.metrics._result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
     from unbraid.metrics._frechet_design import Shrinkage
@@ -34,7 +33,7 @@ SUBSETS = 10  # of each size
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrechetResult:
+class FrechetResult(Result):
     """What :func:`frechet_distance` found.
 
     Attributes
@@ -66,6 +65,7 @@ class FrechetResult:
         Level of the interval.
     """
 
+    _measure = "frechet_distance"
     distance: float
     interval: tuple[float, float]
     extrapolated: float | None
@@ -80,13 +80,10 @@ class FrechetResult:
     shrinkage: Shrinkage
     confidence: float
 
-    def to_series(self) -> pd.Series:
-        """All fields, flat: the interval as `low` and `high`."""
-        return flat(self, "frechet_distance")
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
+    def _flat(self, name: str) -> dict:
+        if name == "extrapolated" and self.extrapolated is None:
+            return {name: np.nan}
+        return super()._flat(name)
 
     def __str__(self) -> str:
         low, high = self.interval

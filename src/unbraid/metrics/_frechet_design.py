@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from sklearn.covariance import ledoit_wolf, oas
 from threadpoolctl import threadpool_limits
 
@@ -99,15 +98,3 @@ def check_options(shrinkage: Shrinkage, n_bootstrap: int, confidence: float) -> 
 
 def few_threads(samples: list[Rows]) -> AbstractContextManager:
     return threadpool_limits(1) if samples[0].x.shape[1] < ONE_THREAD_BELOW else nullcontext()
-
-
-def flat(result: Any, name: str) -> pd.Series:
-    flat = {}
-    for key in (each.name for each in fields(result)):
-        value = getattr(result, key)
-        if key.endswith("interval"):
-            prefix = key.removesuffix("interval")
-            flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-        else:
-            flat[key] = np.nan if key == "extrapolated" and value is None else value
-    return pd.Series(flat, name=name, dtype=object)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from unbraid._messages import check_option, check_range
 from unbraid.metrics._pairs import orders, permuted_side, read_pairs
 from unbraid.metrics._pointwise import ESTIMATORS, NEURAL, SATURATING, Sides, ceiling, scores_of
 from unbraid.metrics._resampling import bootstrap_sums, percentiles
+from unbraid.metrics._result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ LEAST_PER_FOLD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MutualInformationResult:
+class MutualInformationResult(Result):
     """What :func:`mutual_information` found.
 
     Attributes
@@ -78,6 +79,7 @@ class MutualInformationResult:
         Of folds, permutations, bootstrap and networks.
     """
 
+    _measure = "mutual_information"
     nats: float
     interval: tuple[float, float]
     p_value: float
@@ -99,21 +101,12 @@ class MutualInformationResult:
     confidence: float
     seed: int
 
-    def to_series(self) -> pd.Series:
-        """All fields but the panel, flat: intervals as `*_low` and `*_high`, the panel's nats as `nats:estimator`."""
-        flat = {}
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if name.endswith("interval"):
-                prefix = name.removesuffix("interval")
-                flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-            elif name == "panel":
-                flat |= {f"nats:{estimator}": nats for estimator, nats in value["nats"].items()}
-            elif name == "n_features":
-                flat["n_features_a"], flat["n_features_b"] = value
-            else:
-                flat[name] = value
-        return pd.Series(flat, name="mutual_information", dtype=object)
+    def _flat(self, name: str) -> dict:
+        if name == "panel":
+            return {f"nats:{estimator}": nats for estimator, nats in self.panel["nats"].items()}
+        if name == "n_features":
+            return dict(zip(("n_features_a", "n_features_b"), self.n_features, strict=True))
+        return super()._flat(name)
 
     def __str__(self) -> str:
         of = "" if self.n_groups is None else f" in {self.n_groups:,} groups"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from unbraid.metrics._pointwise import Critic
+from unbraid.metrics._bounds import Critic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from unbraid.metrics._pointwise import Fold
+    from unbraid.metrics._bounds import Fold
 
 N_HIDDEN = 64
 N_OUT = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +25,7 @@ from unbraid.metrics._probe_design import (
     out_of_fold,
 )
 from unbraid.metrics._resampling import percentiles
+from unbraid.metrics._result import Result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +38,7 @@ ONE_THREAD_BELOW = 2_000_000  # numbers in the embedding; on less, threads wait 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeResult:
+class ProbeResult(Result):
     """What :func:`probe` found.
 
     Attributes
@@ -74,6 +75,7 @@ class ProbeResult:
         Number of permutations behind `chance` and `p_value`.
     """
 
+    _measure = "probe"
     score: float
     metric: Literal["balanced_accuracy", "r2"]
     interval: tuple[float, float]
@@ -90,23 +92,10 @@ class ProbeResult:
     confidence: float
     n_permutations: int
 
-    def to_series(self) -> pd.Series:
-        """All fields, flat: intervals as `*_low` and `*_high`, the recall of class c as `recall:c`."""
-        flat = {}
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if name.endswith("interval"):
-                prefix = name.removesuffix("interval")
-                flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-            elif name == "per_class":
-                flat |= {f"recall:{label}": recall for label, recall in (value or {}).items()}
-            else:
-                flat[name] = value
-        return pd.Series(flat, name="probe", dtype=object)
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
+    def _flat(self, name: str) -> dict:
+        if name == "per_class":
+            return {f"recall:{label}": recall for label, recall in (self.per_class or {}).items()}
+        return super()._flat(name)
 
     def __str__(self) -> str:
         low, high = self.interval

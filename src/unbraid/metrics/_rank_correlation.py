@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from unbraid._messages import check_range, check_whole
 from unbraid.metrics._lookup import values_of
 from unbraid.metrics._resampling import N_BOOTSTRAP, percentiles
+from unbraid.metrics._result import Result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,7 +24,7 @@ MOST_EXACT = 8  # types; 8! = 40,320 permutations
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankCorrelation:
+class RankCorrelation(Result):
     """What :func:`weight_rank_correlation` found.
 
     Attributes
@@ -58,6 +59,7 @@ class RankCorrelation:
         Number of permutations behind `p_value`.
     """
 
+    _measure = "weight_rank_correlation"
     rho: float
     interval: tuple[float, float]
     cell_interval: tuple[float, float]
@@ -75,21 +77,10 @@ class RankCorrelation:
     confidence: float
     n_permutations: int
 
-    def to_series(self) -> pd.Series:
-        """All fields but `means`, flat: intervals as `*_low` and `*_high`."""
-        flat = {}
-        for name in (field.name for field in fields(self) if field.name != "means"):
-            value = getattr(self, name)
-            if name.endswith("interval"):
-                prefix = name.removesuffix("interval")
-                flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-            else:
-                flat[name] = value
-        return pd.Series(flat, name="weight_rank_correlation", dtype=object)
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
+    def _flat(self, name: str) -> dict:
+        if name == "means":  # a table of its own
+            return {}
+        return super()._flat(name)
 
     def __str__(self) -> str:
         low, high = self.interval

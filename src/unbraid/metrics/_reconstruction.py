@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from unbraid._messages import check_option, check_range, check_whole, suggest
 from unbraid.metrics._decoder import Decoder, Likelihood, fit_predict
 from unbraid.metrics._lookup import embedding_of, values_of
 from unbraid.metrics._resampling import bootstrap_sums, percentiles
+from unbraid.metrics._result import Result
 from unbraid.metrics._rows import codes_of, present_rows, rows_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ FEWEST_OBS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionGain:
+class ReconstructionGain(Result):
     """What :func:`reconstruction_gain` found.
 
     Attributes
@@ -63,6 +64,7 @@ class ReconstructionGain:
         Level of the intervals.
     """
 
+    _measure = "reconstruction_gain"
     gain: float
     interval: tuple[float, float]
     gain_over_mean: float
@@ -83,22 +85,6 @@ class ReconstructionGain:
     n_groups: int | None
     n_features: int
     confidence: float
-
-    def to_series(self) -> pd.Series:
-        """All fields, flat: intervals as `*_low` and `*_high`, that of the gain as `low` and `high`."""
-        flat = {}
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if name.endswith("interval"):
-                prefix = name.removesuffix("interval")
-                flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-            else:
-                flat[name] = value
-        return pd.Series(flat, name="reconstruction_gain", dtype=object)
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
 
     def __str__(self) -> str:
         low, high = self.interval

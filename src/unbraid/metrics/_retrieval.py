@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from scipy.special import digamma
 
 from unbraid._messages import check_option, check_range, check_whole
 from unbraid.metrics._resampling import N_BOOTSTRAP, percentiles
+from unbraid.metrics._result import Result
 from unbraid.metrics._retrieval_design import average_queries, average_targets, count_closer, read_sides
 from unbraid.metrics._rows import canonical_order
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalResult:
+class RetrievalResult(Result):
     """What :func:`retrieval` found.
 
     Attributes
@@ -67,6 +67,7 @@ class RetrievalResult:
         group in the order of its name.
     """
 
+    _measure = "retrieval"
     top: dict[int, float]
     top_interval: dict[int, tuple[float, float]]
     top_chance: dict[int, float]
@@ -91,31 +92,18 @@ class RetrievalResult:
     confidence: float
     ranks: NDArray = field(compare=False)
 
-    def to_series(self) -> pd.Series:
-        """All fields but `ranks`, flat: `top1`, `top1_low`, `top1_high`, `top1_chance`, and the like."""
-        flat = {}
-        for n, accuracy in self.top.items():
-            low, high = self.top_interval[n]
-            flat |= {
-                f"top{n}": accuracy,
-                f"top{n}_low": low,
-                f"top{n}_high": high,
-                f"top{n}_chance": self.top_chance[n],
+    def _flat(self, name: str) -> dict:
+        if name == "top":
+            return {
+                f"top{n}{suffix}": value
+                for n, accuracy in self.top.items()
+                for suffix, value in zip(
+                    ("", "_low", "_high", "_chance"), (accuracy, *self.top_interval[n], self.top_chance[n]), strict=True
+                )
             }
-        for name in (each.name for each in fields(self)):
-            if name == "ranks" or name.startswith("top"):
-                continue
-            value = getattr(self, name)
-            if name.endswith("_interval"):
-                prefix = name.removesuffix("interval")
-                flat[f"{prefix}low"], flat[f"{prefix}high"] = value
-            else:
-                flat[name] = value
-        return pd.Series(flat, name="retrieval", dtype=object)
-
-    def to_frame(self) -> pd.DataFrame:
-        """The fields of :meth:`to_series` as a table of one row, to be concatenated with others."""
-        return self.to_series().to_frame().T.infer_objects().reset_index(drop=True)
+        if name == "ranks" or name.startswith("top_"):
+            return {}
+        return super()._flat(name)
 
     def __str__(self) -> str:
         low, high = self.mrr_interval

@@ -14,7 +14,7 @@ import unbraid as ub
 from unbraid.benchmark.scorecard import World, simulate
 from unbraid.metrics import _verdicts, negative_control, positive_control, scorecard
 from unbraid.metrics._scorecard_rows import linear_cka
-from unbraid.metrics._variance import held_out_prediction
+from unbraid.metrics._variance import available, explained, held_out_prediction
 
 FAST = {"estimators": ("canonical", "quadratic"), "progress": False, "n_splits": 3}
 
@@ -284,12 +284,25 @@ def test_held_out_prediction_is_ridge_and_never_sees_its_rows():
     rng = np.random.default_rng(0)
     z, fold = rng.normal(size=(300, 3)), np.arange(300) % 3
     x = z @ rng.normal(size=(3, 5)) + 0.1 * rng.normal(size=(300, 5))
-    predicted = held_out_prediction(x, [z[:, :1], z[:, 1:]], fold)
+    predicted = held_out_prediction(x, [z[:, :1], z[:, 1:]], fold).values
     for k in range(3):
         least_squares = LinearRegression().fit(z[fold != k], x[fold != k]).predict(z[fold == k])
         assert predicted[fold == k] == pytest.approx(least_squares, abs=0.01)
     noise = rng.normal(size=(300, 5))
-    assert np.var(held_out_prediction(noise, [rng.normal(size=(300, 40))], fold)) < 0.1  # shrunk, not memorised
+    assert np.var(held_out_prediction(noise, [rng.normal(size=(300, 40))], fold).values) < 0.1  # shrunk, not memorised
+
+
+def test_explained_variance_is_that_of_the_population():
+    """With 20 regressors and 400 observations, what is held out alone would give 0.20."""
+    shares = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        z = rng.normal(size=(400, 20))
+        x = 0.5 * z[:, :4] + np.sqrt(0.75) * rng.normal(size=(400, 4))  # a quarter is explained
+        fold = rng.permutation(np.arange(400) % 5)
+        gain = explained(x, held_out_prediction(x, [z], fold))
+        shares.append(gain.sum() / available(x).sum())
+    assert np.mean(shares) == pytest.approx(0.25, abs=0.015)
 
 
 def test_similarity_of_codes_is_invariant_and_bounded():

@@ -16,7 +16,7 @@ from unbraid.metrics._pointwise import held_out_scores
 from unbraid.metrics._probe import probe
 from unbraid.metrics._resampling import bootstrap_sums, mean_interval, percentiles, permutations_within
 from unbraid.metrics._retrieval import retrieval
-from unbraid.metrics._variance import explained, held_out_prediction, within
+from unbraid.metrics._variance import Prediction, available, explained, held_out_prediction, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -236,18 +236,18 @@ def variance_rows(writer: Writer) -> None:
             codes["confirmed, specific"] = [*others, own.specific[keep]]
         codes["all"] = [*others, *codes.get("both", codes["shared"])]
         predicted = {name: held_out_prediction(x, parts, fold) for name, parts in codes.items()}
-        available = ((x - x.mean(0)) ** 2).sum(1)
+        total = available(x)
         ceiling = np.nan if own.reproducible is None else float(own.reproducible.sum() / x.var(0).sum())
         for name, key in (("shared", own.shared_key), ("specific", own.specific_key), ("both", "both")):
             if name in predicted:
                 gain = explained(x, predicted[name])
-                share, low, high = _ratio(writer, gain, available, keep)
+                share, low, high = _ratio(writer, gain, total, keep)
                 verdict, words = _verdicts.complete(share, ceiling) if name == "both" else ("", f"{share:.0%}.")
                 writer.add(
                     "complete", key, own.name, "variance explained", share, unit="share", low=low, high=high, null=0.0,
                     n_obs=len(x), verdict=verdict, words=words,
                 )  # fmt: skip
-        _variance_budget(writer, own, x, codes, predicted, available, ceiling, keep)
+        _variance_budget(writer, own, x, codes, predicted, total, ceiling, keep)
         writer.step(f"variance of {own.name}")
 
 
@@ -256,8 +256,8 @@ def _variance_budget(
     own: Modality,
     x: NDArray,
     codes: dict[str, list[NDArray]],
-    predicted: dict[str, NDArray],
-    available: NDArray,
+    predicted: dict[str, Prediction],
+    total: NDArray,
     ceiling: float,
     keep: NDArray,
 ) -> None:
@@ -278,16 +278,20 @@ def _variance_budget(
     if own.specific is not None:
         add("specific", explained(x, predicted["confirmed, specific"]))
     add("shared code only", explained(x, predicted["all"]))
-    total = before.sum() / available.sum()
+    explained_share = before.sum() / total.sum()
     for name, part in parts.items():
-        share, low, high = _ratio(writer, part, available, keep)
+        share, low, high = _ratio(writer, part, total, keep)
         writer.add("budget", own.name, "all", name, share, unit="share of variance", low=low, high=high, n_obs=len(x))
     if np.isnan(ceiling):
-        writer.add("budget", own.name, "all", "not explained", 1 - total, unit="share of variance", n_obs=len(x))
+        writer.add(
+            "budget", own.name, "all", "not explained", 1 - explained_share, unit="share of variance", n_obs=len(x)
+        )
     else:
-        left = max(ceiling - total, 0.0)
+        left = max(ceiling - explained_share, 0.0)
         writer.add("budget", own.name, "all", "left out", left, unit="share of variance", n_obs=len(x))
-        writer.add("budget", own.name, "all", "noise", 1 - total - left, unit="share of variance", n_obs=len(x))
+        writer.add(
+            "budget", own.name, "all", "noise", 1 - explained_share - left, unit="share of variance", n_obs=len(x)
+        )
     if data.labels is None:
         return
     fold, label = data.fold[keep], data.labels[keep]
@@ -298,7 +302,7 @@ def _variance_budget(
             continue
         name = names[np.flatnonzero(data.labels == k)[0]]
         inside = x[member] - x[member].mean(0)
-        total = (inside**2).sum(1)
+        total = available(inside)
         of_label = np.zeros(len(keep), dtype=bool)
         of_label[np.flatnonzero(keep)[member]] = True
         before = np.zeros(len(inside))
@@ -326,9 +330,9 @@ def _variance_budget(
         writer.add("budget", own.name, name, "not explained", rest, unit="share of variance", n_obs=len(inside))
 
 
-def _ratio(writer: Writer, gain: NDArray, available: NDArray, keep: NDArray) -> tuple[float, float, float]:
-    sums = bootstrap_sums(np.stack([gain, available], axis=1), writer.units(keep), writer.rng(1))
-    return gain.sum() / available.sum(), *percentiles(sums[:, 0] / sums[:, 1], writer.confidence)
+def _ratio(writer: Writer, gain: NDArray, total: NDArray, keep: NDArray) -> tuple[float, float, float]:
+    sums = bootstrap_sums(np.stack([gain, total], axis=1), writer.units(keep), writer.rng(1))
+    return gain.sum() / total.sum(), *percentiles(sums[:, 0] / sums[:, 1], writer.confidence)
 
 
 def latents(data: CardInput) -> Iterator[tuple[str, NDArray, NDArray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,23 +15,36 @@ if TYPE_CHECKING:
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the number of observations, on standardised codes
 
 
-def held_out_prediction(x: NDArray, codes: Sequence[NDArray], fold: NDArray) -> NDArray:
+@dataclass(frozen=True)
+class Prediction:
+    """Held-out predictions, and how much learning from a finite sample inflated their squared errors."""
+
+    values: NDArray  # (n, p)
+    inflation: NDArray  # (n,)
+
+
+def held_out_prediction(x: NDArray, codes: Sequence[NDArray], fold: NDArray) -> Prediction:
     """Ridge prediction of `x` `(n, p)` from standardised codes `(n, d_k)` side by side, fitted on the other folds.
 
-    The penalty is the one that predicts best in an inner split of the training part, one for all columns.
+    The penalty is the one that predicts best in an inner split of the training part, one for all columns. With k
+    effective parameters and m training observations, the squared error exceeds that of the best linear prediction by
+    about (1 + 1 / m) (1 + k / (m - k - 2)), which is exact for least squares on Gaussian codes.
     """
     code = np.hstack([np.asarray(c, dtype=np.float64) for c in codes])
-    predicted = np.empty_like(x)
+    predicted, inflation = np.empty_like(x), np.ones(len(x))
     for k in np.unique(fold):
         train, test = np.flatnonzero(fold != k), fold == k
         mean, scale = code[train].mean(0), code[train].std(0)
         z = (code - mean) / np.where(scale > 1e-12, scale, 1.0)
         inner = fold[train] == np.unique(fold[train])[0]
         penalty = _best_penalty(z[train[~inner]], x[train[~inner]], z[train[inner]], x[train[inner]])
-        intercept = x[train].mean(0)
-        weights = np.linalg.solve(_gram(z[train], penalty), z[train].T @ (x[train] - intercept))
-        predicted[test] = intercept + z[test] @ weights
-    return predicted
+        intercept, gram = x[train].mean(0), z[train].T @ z[train]
+        ridge = gram + penalty * len(train) * np.eye(len(gram))
+        predicted[test] = intercept + z[test] @ np.linalg.solve(ridge, z[train].T @ (x[train] - intercept))
+        n_parameters = np.trace(np.linalg.solve(ridge, gram))
+        free = max(len(train) - n_parameters - 2, n_parameters, 1.0)
+        inflation[test] = (1 + 1 / len(train)) * (1 + n_parameters / free)
+    return Prediction(predicted, inflation)
 
 
 def _best_penalty(z: NDArray, x: NDArray, z_new: NDArray, x_new: NDArray) -> float:
@@ -49,17 +63,19 @@ def _best_penalty(z: NDArray, x: NDArray, z_new: NDArray, x_new: NDArray) -> flo
     return PENALTIES[int(np.argmin(errors))]
 
 
-def _gram(z: NDArray, penalty: float) -> NDArray:
-    return z.T @ z + penalty * len(z) * np.eye(z.shape[1])
+def explained(x: NDArray, predicted: Prediction) -> NDArray:
+    """Per observation, by how much the best prediction reduces the squared error of the mean, summed over columns."""
+    return available(x) - ((x - predicted.values) ** 2).sum(1) / predicted.inflation
 
 
-def explained(x: NDArray, predicted: NDArray) -> NDArray:
-    """Per observation, by how much the prediction reduces the squared error of the mean, summed over columns."""
-    return ((x - x.mean(0)) ** 2).sum(1) - ((x - predicted) ** 2).sum(1)
+def available(x: NDArray) -> NDArray:
+    """Per observation, the squared error of the mean, summed over columns."""
+    return ((x - x.mean(0)) ** 2).sum(1) * len(x) / (len(x) - 1)
 
 
-def within(values: NDArray, strata: NDArray) -> NDArray:
-    """Means of strata in place of the values of their members."""
-    totals = np.zeros((strata.max() + 1, values.shape[1]))
-    np.add.at(totals, strata, values)
-    return (totals / np.bincount(strata).clip(1)[:, None])[strata]
+def within(predicted: Prediction, strata: NDArray) -> Prediction:
+    """Means of strata in place of the predictions of their members."""
+    totals = np.zeros((strata.max() + 1, predicted.values.shape[1]))
+    np.add.at(totals, strata, predicted.values)
+    means = totals / np.bincount(strata).clip(1)[:, None]
+    return Prediction(means[strata], np.ones(len(strata)))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MARGIN_NATS = 0.05
 MARGIN_SHARE = 0.02  # of the shared information
+QUESTIONS = (
+    "shared", "specific", "limit of detection", "complete", "nuisance", "label", "dimension", "stability", "budget",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,5 +325,6 @@ def _judged(table: pd.DataFrame, alpha: float, margin: float) -> pd.DataFrame:
                 row["estimate"], row["low"], row["high"], row["p_adjusted"], alpha, margin, float(found)
             )
         table.loc[i, ["verdict", "words"]] = verdict
+    table = table.iloc[np.argsort(table["question"].map(QUESTIONS.index), kind="stable")]
     columns = ["question", "code", "against", "condition", "measure", "unit", "estimate", "low", "high", "null"]
     return table[[*columns, "p_value", "p_adjusted", "n_obs", "verdict", "words"]]

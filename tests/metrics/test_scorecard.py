@@ -258,6 +258,7 @@ def test_controls(cells):
         ({"n_splits": 1}, ValueError, "n_splits"),
         ({"margin": -1}, ValueError, "margin"),
         ({"max_obs": 50}, ValueError, "100"),
+        ({"estimators": ("canonical", "smile")}, ValueError, "estimators"),
         ({"group": "batch", "n_splits": 5}, ValueError, "2 groups cannot fill"),
     ],
 )
@@ -275,6 +276,22 @@ def test_broken_values_are_named(cells):
     m["prot"].X[0, 0] = np.nan
     with pytest.raises(ValueError, match="'prot' has values that are missing"):
         scorecard(m, **FAST)
+
+
+def test_an_anndata_is_no_mudata(cells):
+    with pytest.raises(TypeError, match="AnnData"):
+        scorecard(cells["rna"], **FAST)
+
+
+def test_a_code_that_collapsed_holds_nothing(cells):
+    m = cells.copy()
+    for adata in m.mod.values():
+        adata.obsm["Z_s"] = np.ones((adata.n_obs, 2))
+    card = scorecard(m, labels="cell_type", **FAST)
+    row = verdict(card, "specific", "rna:Z_s", "prot:Z_c")
+    assert (row["verdict"], row["estimate"], row["p_value"]) == ("not found", 0, 1)
+    assert verdict(card, "dimension", "rna:Z_s")["verdict"] == "collapsed"
+    assert verdict(card, "label", "rna:Z_s")["verdict"] == "at chance"
 
 
 # ---- parts

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 from tqdm.auto import tqdm
 
-from unbraid._messages import check_range, check_whole
+from unbraid._messages import check_option, check_range, check_whole
 from unbraid.metrics import _scorecard_rows as questions
 from unbraid.metrics import _verdicts
 from unbraid.metrics._controls import negative_control, positive_control
@@ -19,10 +20,9 @@ from unbraid.metrics._scorecard_input import CardInput, is_count, read
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mudata import MuData
-
 MARGIN_NATS = 0.05
 MARGIN_SHARE = 0.02  # of the shared information
+CERTIFIED = ("canonical", "ridge", "quadratic", "critic")  # bounds from below, whatever the distribution
 QUESTIONS = (
     "shared", "specific", "limit of detection", "complete", "nuisance", "label", "dimension", "stability", "budget",
 )  # fmt: skip
@@ -222,6 +222,11 @@ def scorecard(
     >>> ub.pl.scorecard(card)  # doctest: +SKIP
     >>> ub.metrics.scorecard(mdata, shared="X_totalVI", specific=None)  # doctest: +SKIP
     """
+    if not isinstance(mdata, MuData):
+        raise TypeError(f"A scorecard judges a MuData of at least two modalities, not {type(mdata).__name__}.")
+    estimators = (estimators,) if isinstance(estimators, str) else tuple(estimators)
+    for name in estimators:
+        check_option("estimators", name, CERTIFIED)
     check_range("alpha", alpha, 0 < alpha < 1, "between 0 and 1")
     check_range("confidence", confidence, 0 < confidence < 1, "between 0 and 1")
     check_range("margin", margin, margin is None or margin > 0, "positive")
@@ -238,7 +243,7 @@ def scorecard(
             bar.set_postfix_str(what, refresh=False)
             bar.update()
 
-        writer = questions.Writer(data, tuple(estimators), alpha, confidence, seed, step)
+        writer = questions.Writer(data, estimators, alpha, confidence, seed, step)
         with questions.single_threaded():
             nats = questions.shared_rows(writer)
             questions.leak_rows(writer, with_limits=limits)
@@ -258,7 +263,7 @@ def scorecard(
     }  # fmt: skip
     if controls is not None:
         options = {
-            "estimators": tuple(estimators), "alpha": alpha, "confidence": confidence, "seed": seed,
+            "estimators": estimators, "alpha": alpha, "confidence": confidence, "seed": seed,
             "step": lambda what: None,
         }  # fmt: skip
         table = pd.concat([table, _control_rows(mdata, controls, shared, specific, given, options, margin)])

@@ -97,6 +97,8 @@ def without(x: NDArray, condition: Condition) -> NDArray:
 
 def pointwise(a: NDArray, b: NDArray, strata: NDArray | None, keep: NDArray, writer: Writer, *, fast: bool) -> NDArray:
     """Scores of the estimator that did best on the other half of the folds: choosing it costs no bias."""
+    if is_constant(a) or is_constant(b):
+        return np.zeros(len(a))
     estimators = [name for name in writer.estimators if name != "critic"] if fast else writer.estimators
     fold, units = writer.data.fold[keep], writer.units(keep)
     all_scores = np.stack(
@@ -112,6 +114,15 @@ def pointwise(a: NDArray, b: NDArray, strata: NDArray | None, keep: NDArray, wri
     for side in (half, ~half):
         chosen[side] = all_scores[all_scores[:, ~side].mean(1).argmax(), side]
     return chosen
+
+
+def p_value(a: NDArray, b: NDArray, strata: NDArray | None, writer: Writer) -> float:
+    """Of independence; a code that collapsed tells nothing."""
+    return 1.0 if is_constant(a) or is_constant(b) else Panel(b, strata, seed=writer.seed).test(a)[0]
+
+
+def is_constant(x: NDArray) -> bool:
+    return bool((np.ptp(x, axis=0) <= 1e-10 * (1 + np.abs(x).max(0))).all())
 
 
 def shared_rows(writer: Writer) -> float:
@@ -130,7 +141,7 @@ def shared_rows(writer: Writer) -> float:
             low, high = writer.interval(s, keep)
             writer.add(
                 "shared", *pair, "mutual information", s.mean(), unit="nats", low=low, high=high, null=null,
-                p_value=Panel(b, strata, seed=writer.seed).test(a)[0], n_obs=int(keep.sum()), condition=condition.name,
+                p_value=p_value(a, b, strata, writer), n_obs=int(keep.sum()), condition=condition.name,
             )  # fmt: skip
             writer.step(f"shared by {one.name} and {other.name}")
         most = max(most, scores["all"].mean())
@@ -193,11 +204,11 @@ def leak_rows(writer: Writer, *, with_limits: bool) -> None:
                 low, high = writer.interval(scores, keep)
                 writer.add(
                     "specific", own.specific_key, against, "mutual information", scores.mean(), unit="nats", low=low,
-                    high=high, null=null, p_value=Panel(b, strata, seed=writer.seed).test(a)[0],
+                    high=high, null=null, p_value=p_value(a, b, strata, writer),
                     n_obs=int(keep.sum()), condition=condition.name,
                 )  # fmt: skip
                 writer.step(f"leak of {other.name} into {own.specific_key}")
-        if with_limits:
+        if with_limits and not is_constant(own.specific[keep]) and not is_constant(other.shared[keep]):
             labels = None if data.labels is None else np.unique(data.labels[keep], return_inverse=True)[1]
             limits = detection_limits(
                 own.specific[keep],

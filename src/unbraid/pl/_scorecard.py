@@ -54,7 +54,8 @@ def scorecard(card: object) -> Figure:
     """Draw the findings of a scorecard, one panel per question.
 
     Dots are estimates, bars their intervals, hollow diamonds the null, and the colour is the verdict: green is what a
-    good split shows, red what spoils it, amber what is not settled. Dashed lines are limits of detection.
+    good split shows, red what spoils it, amber what is not settled. The dashed line is
+    the largest limit of detection, of whichever kind of leak.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def scorecard(card: object) -> Figure:
             worst = limits["estimate"].max()
             if np.isfinite(worst):
                 ax.axvline(worst, color="0.35", lw=0.8, ls="--")
-                ax.annotate(" limit of detection", (worst, -0.6), fontsize=7, color="0.35", va="center")
+                ax.annotate(" worst limit of detection", (worst, -0.6), fontsize=7, color="0.35", va="center")
     return figure
 
 

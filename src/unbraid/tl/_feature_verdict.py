@@ -119,7 +119,7 @@ def feature_verdict(
       specific code, and both together explain, beyond batch and depth; 0 is chance, and NaN that the feature is
       constant;
     - `verdict_shared_se`, ...: standard errors, with the fitted models held fixed;
-    - `verdict_shared_fdr`, `verdict_specific_fdr`: false discovery rate (Benjamini-Hochberg [3]_, among the modality's
+    - `verdict_shared_fdr`, `verdict_specific_fdr`: false discovery rate (Benjamini-Hochberg, among the modality's
       features) of what a code adds to the other one; `verdict_both_fdr`: of both codes together.
 
     `mdata.uns[key_added]` says how it was done: parameters, and of every modality the likelihood, the source of the
@@ -167,8 +167,9 @@ def feature_verdict(
     scale, on which the values of `n_permutations` permutations of all features are pooled. The p-value is the
     share of pooled null values at least as extreme.
 
-    **Verdict.** *both* if each code adds to the other (at `alpha`); *shared* or *specific* if only that one does; if
-    neither adds to the other but both together explain the feature, the one that alone explains more; else *noise*.
+    **Verdict.** False discovery rates are those of Benjamini and Hochberg [3]_. *both* if each code adds to the
+    other (at `alpha`); *shared* or *specific* if only that one does; if neither adds to the other but both together
+    explain the feature, the one that alone explains more; else *noise*.
 
     **What a specific code has seen.** A specific code is made from the cell's own values, and can carry a single
     feature's counting noise, which is then "explained": on simulated counts judged by `LinearSplit` codes, half of the

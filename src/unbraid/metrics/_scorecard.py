@@ -323,7 +323,7 @@ def _judged(table: pd.DataFrame, alpha: float, margin: float) -> pd.DataFrame:
     for i in table.index[tested]:
         row = table.loc[i]
         if row["question"] == "shared":
-            verdict = _verdicts.shared(row["estimate"], row["low"], row["p_adjusted"], alpha, row["condition"])
+            verdict = _verdicts.shared(row["low"], row["p_adjusted"], alpha, row["condition"])
         else:
             found = limit.get((row["code"], row["against"]), np.nan) if row["condition"] == "all" else np.nan
             verdict = _verdicts.leak(

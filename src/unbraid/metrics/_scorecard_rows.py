@@ -42,7 +42,6 @@ class Writer:
     seed: int
     step: Callable[[str], None]
     rows: list[dict] = field(default_factory=list)
-    limits: list[pd.DataFrame] = field(default_factory=list)
 
     def add(self, question: str, code: str, against: str, measure: str, estimate: float, **columns) -> None:
         blank = {"unit": "", "low": np.nan, "high": np.nan, "null": np.nan, "p_value": np.nan, "condition": "all"}
@@ -96,7 +95,7 @@ def without(x: NDArray, condition: Condition) -> NDArray:
 
 
 def pointwise(a: NDArray, b: NDArray, strata: NDArray | None, keep: NDArray, writer: Writer, *, fast: bool) -> NDArray:
-    """Scores of the estimator that did best on the other half of the folds: choosing it costs no bias."""
+    """Scores of the estimator that did best on the other half of the folds: choosing it does not raise the estimate."""
     if is_constant(a) or is_constant(b):
         return np.zeros(len(a))
     estimators = [name for name in writer.estimators if name != "critic"] if fast else writer.estimators
@@ -218,7 +217,6 @@ def leak_rows(writer: Writer, *, with_limits: bool) -> None:
                 seed=writer.seed,
                 on_step=lambda code=own.specific_key: writer.step(f"limit of detection in {code}"),
             )
-            writer.limits.append(limits.assign(code=own.specific_key, against=other.shared_key))
             for limit in limits.itertuples():
                 writer.add(
                     "limit of detection", own.specific_key, other.shared_key, f"{limit.family} leak", limit.nats,

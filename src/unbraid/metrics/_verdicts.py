@@ -19,7 +19,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def shared(estimate: float, low: float, p_value: float, alpha: float, condition: str) -> tuple[str, str]:
+def shared(low: float, p_value: float, alpha: float, condition: str) -> tuple[str, str]:
     where = "" if condition == "all" else f" {condition}"
     if p_value < alpha and low > 0:
         return "shared", f"The codes share at least {low:.2f} nats{where}."

@@ -200,9 +200,10 @@ def test_alone_in_its_group():
     assert info_nce(A, B, groups=torch.arange(6)).item() == 0
 
 
-def test_alignment_of_no_rows():
+@pytest.mark.parametrize("center", [False, True])
+def test_alignment_of_no_rows(center):
     a = torch.empty(0, 3, requires_grad=True)
-    loss = alignment(a, a)
+    loss = alignment(a, a, center=center)
     loss.backward()
     assert loss.item() == 0
 
@@ -220,6 +221,7 @@ def test_gradients_agree_with_finite_differences():
     groups = torch.tensor([0, 0, 1, 1, 1, 2])
     torch.autograd.gradcheck(lambda a, b: info_nce(a, b, temperature=0.5, groups=groups), (a, b))
     torch.autograd.gradcheck(alignment, (a, b))
+    torch.autograd.gradcheck(lambda a, b: alignment(a, b, center=True), (a, b))
 
 
 def test_user_errors():
@@ -233,3 +235,60 @@ def test_user_errors():
         info_nce(A, B, groups=torch.zeros(5))
     with pytest.raises(ValueError, match="temperature must be positive"):
         info_nce(A, B, temperature=0)
+
+
+# --- centred alignment ----------------------------------------------------------------------------
+
+
+def test_centred_alignment_is_the_correlation_of_directions():
+    u, v = (torch.nn.functional.normalize(x, dim=1) for x in (A, B))
+    u, v = u - u.mean(dim=0), v - v.mean(dim=0)
+    expected = torch.nn.functional.cosine_similarity(u.flatten(), v.flatten(), dim=0)
+    torch.testing.assert_close(alignment(A, B, center=True), expected)
+
+
+@law
+@given(views(), st.floats(0.1, 100), st.randoms(use_true_random=False))
+def test_laws_of_centred_alignment(pair, scale, random):
+    a, b = pair
+    value = alignment(a, b, center=True)
+    assert -1 - 1e-12 <= value.item() <= 1 + 1e-12
+    order = torch.tensor(random.sample(range(len(a)), len(a)))
+    for same in (alignment(b, a, center=True), alignment(scale * a, b, center=True), -alignment(a, -b, center=True)):
+        torch.testing.assert_close(same, value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(alignment(a[order], b[order], center=True), value, rtol=1e-9, atol=1e-9)
+
+
+@law
+@given(views())
+def test_gradients_of_centred_alignment_are_finite(pair):
+    a, b = (x.float().requires_grad_() for x in pair)
+    alignment(a, b, center=True).backward()
+    assert a.grad.isfinite().all()
+    assert b.grad.isfinite().all()
+
+
+def test_collapse_raises_the_published_alignment_alone():
+    torch.manual_seed(0)
+    a, b, point = torch.randn(50, 8), torch.randn(50, 8), 3 * torch.ones(8)
+    published = [alignment(t * a + point, t * b + point).item() for t in (1.0, 0.1, 0.01)]
+    centred = [alignment(t * a + point, t * b + point, center=True).item() for t in (1.0, 0.1, 0.01)]
+    assert published[0] < published[1] < published[2]
+    assert published[2] > 0.999
+    assert max(map(abs, centred)) < 0.15
+    assert alignment(0.01 * a + point, 0.01 * a + point, center=True).item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_direction_has_no_centred_alignment(dtype):
+    # lengths differ, directions only by rounding
+    a = (
+        torch.linspace(0.1, 7, 50, dtype=dtype)[:, None] * torch.tensor([0.1, 0.7, -0.3], dtype=dtype)
+    ).requires_grad_()
+    torch.manual_seed(0)
+    b = torch.randn(50, 3, dtype=dtype, requires_grad=True)
+    value = alignment(a, b, center=True)
+    value.backward()
+    assert value.item() == 0
+    assert (a.grad == 0).all()
+    assert (b.grad == 0).all()

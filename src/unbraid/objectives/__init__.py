@@ -1,21 +1,40 @@
 """The terms that methods are made of, as pure functions: tensors in, a scalar or one value per sample out.
 
 They know no networks, no training and no data containers, so that each can be tested, logged and recombined alone.
-A *loss* (:func:`info_nce`, :func:`orthogonality`, :func:`vmf_kl`) is to be minimised; :func:`alignment` is a
-similarity, which a loss subtracts. All of them average over the samples of a batch, but for
-``orthogonality(kind="rows")``, which keeps the growth of the published loss, and :func:`vmf_kl`, which returns one
-value per sample. They stay finite, with finite gradients, for empty batches, single samples and zero vectors.
+Most are losses, to be minimised; :func:`alignment` is a similarity and :func:`nce_bound` a lower bound, which a loss
+subtracts. All of them average over the samples of a batch, but for ``orthogonality(kind="rows")``, which keeps the
+growth of the published loss, and :func:`vmf_kl`, which returns one value per sample. They stay finite, with finite gradients, for empty batches, single samples and zero vectors.
 """
 
+from unbraid.objectives._club import club, gaussian_nll, nce_bound, nce_club
+from unbraid.objectives._correlation import barlow_twins, canonical_correlation, vicreg
+from unbraid.objectives._distance_correlation import distance_correlation
 from unbraid.objectives._info_nce import alignment, info_nce
+from unbraid.objectives._kernel import hsic
+from unbraid.objectives._nt_xent import nt_xent
 from unbraid.objectives._orthogonality import orthogonality
+from unbraid.objectives._prediction import density_ratio, discrimination, explained_variance, scaled_squared_error
 from unbraid.objectives._von_mises_fisher import bessel_ratio, vmf_kl, vmf_log_normalizer
 
 __all__ = [
     "alignment",
+    "barlow_twins",
     "bessel_ratio",
+    "canonical_correlation",
+    "club",
+    "density_ratio",
+    "discrimination",
+    "distance_correlation",
+    "explained_variance",
+    "gaussian_nll",
+    "hsic",
     "info_nce",
+    "nce_bound",
+    "nce_club",
+    "nt_xent",
     "orthogonality",
+    "scaled_squared_error",
+    "vicreg",
     "vmf_kl",
     "vmf_log_normalizer",
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from unbraid.objectives._unit import check_pairs, check_widths, unit
+from unbraid.objectives._unit import check_groups, check_pairs, check_widths, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +84,7 @@ def info_nce(
     """
     n = check_pairs(a, b, "a and b")
     check_widths(a, b, "a and b", "info_nce")
-    if groups is not None and groups.shape != (n,):
-        raise ValueError(f"groups must have one entry per row, shape ({n},), got {tuple(groups.shape)}.")
+    check_groups(groups, n)
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
 
@@ -102,12 +101,14 @@ def info_nce(
     return loss / max(n, 1)
 
 
-def alignment(a: Tensor, b: Tensor) -> Tensor:
+def alignment(a: Tensor, b: Tensor, *, center: bool = False) -> Tensor:
     r"""Mean cosine of paired rows.
+
+    With :math:`u_i` and :math:`v_i` the rows of ``a`` and ``b`` scaled to unit length
 
     .. math::
 
-        \frac{1}{n} \sum_i \Big\langle \frac{a_i}{\lVert a_i \rVert}, \frac{b_i}{\lVert b_i \rVert} \Big\rangle
+        \frac{1}{n} \sum_i \langle u_i, v_i \rangle
 
     Between mean directions of von Mises-Fisher distributions of one concentration :math:`\kappa` this is their mean
     Kullback-Leibler divergence up to sign, scale and constant: :math:`\mathrm{KL} = \kappa A_d(\kappa) (1 -
@@ -118,10 +119,21 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
     ----------
     a, b
         Paired rows, ``(n, d)`` each, floating point. A zero row counts as cosine 0.
+    center
+        Take the mean directions out and compare spreads:
+
+        .. math::
+
+            \frac{\sum_i \langle u_i - \bar u, v_i - \bar v \rangle}
+                {\sqrt{\sum_i \lVert u_i - \bar u \rVert^2 \sum_i \lVert v_i - \bar v \rVert^2}}
+
+        The published alignment is largest, 1, when all codes collapse to one point. This one is not raised by drawing
+        them together, and is 0 at the collapse.
 
     Returns
     -------
-    Scalar in [-1, 1]; 0, connected to the graph, when ``n = 0``.
+    Scalar in [-1, 1]; 0, connected to the graph, when ``n = 0``, and with ``center`` also, with a zero gradient, when
+    the directions of ``a`` or of ``b`` do not differ by more than rounding.
 
     Raises
     ------
@@ -138,7 +150,20 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
     >>> from unbraid.objectives import alignment
     >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]])).item()
     0.5
+    >>> alignment(torch.ones(3, 2), torch.ones(3, 2), center=True).item()
+    0.0
     """
     n = check_pairs(a, b, "a and b")
     check_widths(a, b, "a and b", "alignment")
-    return (unit(a) * unit(b)).sum() / max(n, 1)
+    u, v = unit(a), unit(b)
+    if center:
+        return (_unit_spread(u) * _unit_spread(v)).sum()
+    return (u * v).sum() / max(n, 1)
+
+
+def _unit_spread(rows: Tensor) -> Tensor:
+    """Centre unit rows and scale the whole matrix to norm 1; one without spread becomes 0, with a zero gradient."""
+    spread = rows - rows.sum(dim=0) / max(len(rows), 1)
+    norm = torch.linalg.vector_norm(spread)
+    rounding = 4 * torch.finfo(rows.dtype).eps * max(len(rows), 1) ** 0.5
+    return spread / norm.masked_fill(norm <= rounding, torch.inf)

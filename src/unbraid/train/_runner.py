@@ -14,6 +14,7 @@ from zlib import crc32
 
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -159,6 +160,7 @@ def _run_stage(
         plan.rows = state["rows"]
         return plan.history()
     if max_epochs == 0:
+        _end_stage(module, stage, datamodule)
         return {}
 
     given = dict(options.trainer_options or {})
@@ -195,10 +197,19 @@ def _run_stage(
             f"Stage {stage.name!r}: the loss became NaN in epoch {plan.nan_row['epoch']}. "
             "Lower `lr`, or check the scale of the inputs (`input_transform`)."
         )
+    _end_stage(module, stage, datamodule)
     if finished is not None and trainer.is_global_zero:
         _save({"module": module.state_dict(), "rows": plan.rows}, finished)
         last.unlink(missing_ok=True)
     return plan.history()
+
+
+def _end_stage(module: SplitModule, stage: Stage, datamodule: MultimodalDataModule) -> None:
+    """Let the module fit what the stage leaves open, on all training cells and without gradients."""
+    module.eval()
+    batches = (move_data_to_device(batch, module.device) for batch in datamodule.whole_dataloader())
+    with torch.no_grad():
+        module.end_stage(stage.name, batches)
 
 
 def resumed_seed(folder: str | Path) -> int | None:

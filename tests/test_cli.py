@@ -23,7 +23,7 @@ def file(tmp_path_factory):
 
 
 def test_help_teaches():
-    for command in ([], ["demo"], ["score"], ["fit"]):
+    for command in ([], ["demo"], ["score"], ["bench"], ["bench", "run"], ["fit"]):
         result = runner.invoke(cli.app, [*command, "--help"])
         assert result.exit_code == 0
     assert "batch-key" in result.output

@@ -1,4 +1,4 @@
-"""Command line: ``unbraid demo``, ``unbraid fit`` and ``unbraid score``."""
+"""Command line: ``unbraid demo``, ``unbraid fit``, ``unbraid score`` and ``unbraid bench``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Take paired multimodal data apart: what the modalities **share**, and what is **specific** to each.",
 )
+bench = typer.Typer(no_args_is_help=True, help="Run the experiments behind the documentation's tables.")
+app.add_typer(bench, name="bench")
 console = Console()
 
 
@@ -203,6 +205,45 @@ def score(
         if out is not None:
             mdata.write(out)
             console.print(f"Wrote {out}: the card is uns['scorecard'].", markup=False)
+
+
+@bench.command("list")
+def bench_list() -> None:
+    """What experiments there are, and what figure or table each goes with."""
+    from unbraid.benchmark._registry import EXPERIMENTS
+
+    table = Table(title="Experiments: unbraid bench run NAME")
+    table.add_column("name", no_wrap=True)
+    for column in ("what", "source", "needs", "minutes"):
+        table.add_column(column)
+    for experiment in EXPERIMENTS:
+        minutes = "" if experiment.minutes is None else f"{experiment.minutes:.2g}"
+        table.add_row(experiment.name, experiment.description, experiment.source, experiment.needs, minutes)
+    table.caption = "minutes: quick mode on one thread, where measured"
+    console.print(table)
+
+
+@bench.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench_run(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the experiment; see `unbraid bench list`.")],
+    full: Annotated[bool, typer.Option("--full", help="The size that was published; hours or days.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File for every row, where the experiment writes one.")] = None,
+) -> None:
+    """Run one experiment, in its quick mode unless told otherwise.
+
+    Further options go to the experiment and win over those of the mode. For example:
+
+    `unbraid bench run disentangled-ssl --seeds 3 --out rows.csv`
+
+    `unbraid bench run disentangled-ssl -- --help` shows them.
+    """
+    from unbraid.benchmark._registry import find
+
+    with _errors(), _quiet():
+        experiment = find(name)
+        options = [*context.args, *(["--out", str(out)] if out is not None else [])]
+        experiment.main()(experiment.arguments(options, full=full))
 
 
 # ---- helpers ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from unbraid.metrics import scorecard
 from unbraid.model import DisentangledSSL, LinearSplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mudata import MuData
 
@@ -164,8 +164,14 @@ def summary(table: pd.DataFrame) -> dict[str, str]:
     return row
 
 
-def main() -> None:
-    """Write a card of every embedding and print one line each."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a card of every embedding and print one line each.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CITE-seq counts (.h5mu), modalities rna and prot")
     parser.add_argument("--labels", default="cell_type")
@@ -173,7 +179,7 @@ def main() -> None:
     parser.add_argument("--max-obs", type=int, nargs="+", default=[4_000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("cards"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.out.mkdir(exist_ok=True)
     warnings.simplefilter("ignore")
     lines = {}

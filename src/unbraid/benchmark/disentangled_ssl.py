@@ -23,6 +23,8 @@ from unbraid.data import simulate
 from unbraid.model import DisentangledSSL, LinearSplit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mudata import MuData
 
 LABELS = ("y_shared", "y_specific_x1", "y_specific_x2")
@@ -157,8 +159,14 @@ def neural_rows(
                 yield {**row, "lambda": lambda_, "seconds": seconds, "code": name, **probe_accuracy(z, mdata)}
 
 
-def main() -> None:
-    """Run the grid, write every row to a CSV as it comes, and print the table."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the grid, write every row to a CSV as it comes, and print the table.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-obs", type=int, default=30_000)
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds; the data are those of seed 0")
@@ -169,7 +177,7 @@ def main() -> None:
     parser.add_argument("--preset", default="official", choices=["official", "paper"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("disentangled_ssl.csv"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
 
     mdata = simulate.disentangled_ssl(arguments.n_obs, seed=0)

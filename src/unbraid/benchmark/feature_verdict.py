@@ -22,7 +22,7 @@ from unbraid.pp import split_counts
 from unbraid.tl import feature_verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import mudata
 
@@ -118,14 +118,20 @@ def markdown(found: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Print false discovery rate and power, in per cent, over simulated data sets."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print false discovery rate and power, in per cent, over simulated data sets.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=2_000)
     parser.add_argument("--genes", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("feature_verdict.md"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore", category=FutureWarning)
     found: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):

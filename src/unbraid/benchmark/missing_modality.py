@@ -21,7 +21,7 @@ from unbraid.metrics import probe
 from unbraid.model import CLIP, DisentangledSSL, LinearSplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MODELS: dict[type, dict[str, Any]] = {
     LinearSplit: {},
@@ -93,8 +93,14 @@ def rows(mdata: mudata.MuData, modality: str, label: str, fraction: float, seed:
         yield row
 
 
-def main() -> None:
-    """Print means and standard deviations over seeds."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print means and standard deviations over seeds.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a fully paired MuData (.h5mu)")
     parser.add_argument("--modality", default="prot")
@@ -103,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("missing_modality.csv"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     mdata = mudata.read_h5mu(arguments.data)
     found = []

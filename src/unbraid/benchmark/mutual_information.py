@@ -20,7 +20,7 @@ from unbraid.metrics._mutual_information import mutual_information
 from unbraid.metrics._pointwise import ESTIMATORS, NEURAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -235,15 +235,21 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Print the calibration table as Markdown."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the calibration table as Markdown.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-obs", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--neural-repeats", type=int, default=2, help="of which so many with neural critics")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, default=None, help="write every estimate to this .csv")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     found = []
     with threadpool_limits(1):
         for seed in range(arguments.repeats):

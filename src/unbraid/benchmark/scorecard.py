@@ -14,6 +14,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from mudata import MuData
 
 from unbraid.metrics import scorecard
 from unbraid.metrics._detectors import panel_whiten, plant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 N_FEATURES = 40
 MARGIN = 0.1  # nats; 0.05, the default, takes more than 1,000 cells to be shown
@@ -145,15 +149,21 @@ def judge(seed: int, world: World, n_obs: int, n_latent: int) -> dict:
     return found
 
 
-def main() -> None:
-    """Print the share of every verdict, and the coverage of the budget's intervals."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the share of every verdict, and the coverage of the budget's intervals.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=100, help="data sets of each kind of truth")
     parser.add_argument("--leak-repeats", type=int, default=20, help="data sets of each planted leak")
     parser.add_argument("--n-obs", type=int, default=1_000)
     parser.add_argument("--n-latent", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     worlds = [World("shared, no leak"), *WORLDS]
     rows = []
     with ProcessPoolExecutor(arguments.jobs) as pool:

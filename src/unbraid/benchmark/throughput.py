@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,9 @@ import torch
 from unbraid.data import simulate, split_indices
 from unbraid.model import CLIP
 from unbraid.objectives import info_nce
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def bare_epochs(model: CLIP, batches: list[list[torch.Tensor]], n_epochs: int, *, fused: bool) -> float:
@@ -53,8 +57,14 @@ def bare_epochs(model: CLIP, batches: list[list[torch.Tensor]], n_epochs: int, *
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Time both in turn and print the ratios."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time both in turn and print the ratios.
+
+    Parameters
+    ----------
+    argv
+        Options; those of the command line by default.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-obs", type=int, default=20_000)
     parser.add_argument("--n-genes", type=int, default=2_000)
@@ -63,7 +73,7 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="fused Adam for the bare loop as well")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
 
     mdata = simulate.citeseq(arguments.n_obs, n_genes=arguments.n_genes, n_proteins=25, seed=0)
@@ -92,12 +102,8 @@ def main() -> None:
             cells_per_second = [arguments.epochs * len(cells) / seconds for seconds in (bare, trained)]
             rows.append([batch_size, repeat, *cells_per_second, bare / trained])
     table = pd.DataFrame(rows, columns=["batch_size", "repeat", "bare (cells/s)", "train (cells/s)", "kept"])
-    pd.set_option("display.width", 120)
-    print(
-        table.groupby("batch_size")[["bare (cells/s)", "train (cells/s)", "kept"]]
-        .agg(["median", "min", "max"])
-        .round(2)
-    )
+    by = table.groupby("batch_size")[["bare (cells/s)", "train (cells/s)", "kept"]]
+    print(by.agg(["median", "min", "max"]).round(2).to_string())
 
 
 if __name__ == "__main__":

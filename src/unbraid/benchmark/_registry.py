@@ -1,0 +1,158 @@
+"""The experiments that ``unbraid bench`` knows: one entry each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from unbraid._messages import suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment of the command line.
+
+    Attributes
+    ----------
+    name
+        What users type.
+    module
+        Module whose ``main`` takes a list of options; also run by ``python -m``.
+    description
+        What it answers, in a line.
+    source
+        Figure or table that it goes with; ours where there is none.
+    quick
+        Options of the quick mode, the default; empty for the module's own defaults.
+    full
+        Options of the size that was published; empty for the module's own defaults.
+    needs
+        What the user must bring, as an option; empty if nothing.
+    minutes
+        Measured time of the quick mode on one thread; None where it was not measured.
+    """
+
+    name: str
+    module: str
+    description: str
+    source: str = "ours"
+    quick: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+    needs: str = ""
+    minutes: float | None = None
+
+    def main(self) -> Callable[[Sequence[str]], None]:
+        """What runs it; imports the module."""
+        return import_module(self.module).main
+
+    def arguments(self, options: Sequence[str] = (), *, full: bool = False) -> list[str]:
+        """Options of the mode, then the user's, which win.
+
+        Parameters
+        ----------
+        options
+            The user's.
+        full
+            The published size instead of the quick one.
+        """
+        return [*(self.full if full else self.quick), *options]
+
+
+def _words(options: str) -> tuple[str, ...]:
+    return tuple(options.split())
+
+
+EXPERIMENTS = (
+    Experiment(
+        name="disentangled-ssl",
+        module="unbraid.benchmark.disentangled_ssl",
+        description="DisentangledSSL's simulation: accuracy of the codes by beta and lambda",
+        source="Wang et al. 2025, figures 4a and 4b",
+        quick=_words("--n-obs 10000 --seeds 1 --betas 0.1 10 1000 --lambdas 0 0.1 --epochs 25 15"),
+        full=_words(
+            "--n-obs 90000 --seeds 3 --betas 0 0.001 0.01 0.1 0.5 1 5 10 50 100 300 500 1000 "
+            "--lambdas 0 0.001 0.01 0.1 1 10 100 --epochs 50 30"
+        ),
+    ),
+    Experiment(
+        name="indiseek",
+        module="unbraid.benchmark.indiseek",
+        description="IndiSeek's simulations: which coordinates a specific code holds, and what of the shared code",
+        source="IndiSeek, figures 1-2 and 6-17",
+        full=_words("--full"),
+    ),
+    Experiment(
+        name="citeseq-ranks",
+        module="unbraid.benchmark.citeseq_ranks",
+        description="Whether specific codes rank cell types by modality as weighted nearest neighbours do; clusters",
+        source="IndiSeek, figures 4 and 5, appendix A.3",
+        quick=_words("--seeds 1 --epochs 20 --learning-rate 1e-3"),
+        full=_words("--seeds 10 --epochs 2000 --learning-rate 1e-4 --lambdas 0.001 0.01 0.1 1 10 100 1000"),
+    ),
+    Experiment(
+        name="missing-modality",
+        module="unbraid.benchmark.missing_modality",
+        description="What is lost when cells lack a modality",
+        quick=_words("--seeds 1"),
+        full=_words("--seeds 3"),
+        needs="--data",
+    ),
+    Experiment(
+        name="cards",
+        module="unbraid.benchmark.cards",
+        description="Scorecards of several tools' embeddings of one CITE-seq data set",
+        quick=_words("--max-obs 2000 --embeddings LinearSplit DisentangledSSL"),
+        full=_words("--max-obs 2000 4000"),
+        needs="--data",
+    ),
+    Experiment(
+        name="scorecard",
+        module="unbraid.benchmark.scorecard",
+        description="How often a scorecard is wrong, on data whose answers are known",
+        quick=_words("--repeats 4 --leak-repeats 2"),
+    ),
+    Experiment(
+        name="mutual-information",
+        module="unbraid.benchmark.mutual_information",
+        description="Estimates of mutual information where it is known",
+        quick=_words("--repeats 2 --neural-repeats 0"),
+        full=_words("--repeats 10 --neural-repeats 2"),
+    ),
+    Experiment(
+        name="feature-verdict",
+        module="unbraid.benchmark.feature_verdict",
+        description="False discovery rate and power of the verdicts on features",
+        quick=_words("--seeds 2"),
+        full=_words("--seeds 20"),
+    ),
+    Experiment(
+        name="throughput",
+        module="unbraid.benchmark.throughput",
+        description="How much of a bare PyTorch loop's speed training keeps",
+        quick=_words("--n-obs 5000 --epochs 1 --repeats 3 --batch-sizes 512"),
+    ),
+)
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Parameters
+    ----------
+    name
+        As listed; underscores count as hyphens.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message says what there is.
+    """
+    by_name = {experiment.name: experiment for experiment in EXPERIMENTS}
+    key = name.replace("_", "-").lower()
+    if key not in by_name:
+        raise ValueError(f"There is no experiment {name!r}. {suggest(key, by_name)}")
+    return by_name[key]

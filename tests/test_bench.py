@@ -1,0 +1,269 @@
+"""The experiments of the command line: listed, found, and run as a user runs them."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.stats import spearmanr
+from typer.testing import CliRunner
+
+import unbraid as ub
+from unbraid import benchmark, cli
+from unbraid.benchmark import _registry, citeseq_ranks
+from unbraid.benchmark._registry import EXPERIMENTS, Experiment
+
+runner = CliRunner()
+every_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the experiments' ``main`` were given, instead of running them."""
+    found = []
+    record = lambda name: SimpleNamespace(main=lambda argv: found.append((name, argv)))
+    monkeypatch.setattr(_registry, "import_module", record)
+    return found
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+
+def test_every_module_of_experiments_has_an_entry_and_every_entry_a_module():
+    files = {path.stem for path in Path(benchmark.__path__[0]).glob("*.py") if not path.stem.startswith("_")}
+    assert {experiment.module for experiment in EXPERIMENTS} == {f"unbraid.benchmark.{name}" for name in files}
+    names = [experiment.name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+    for experiment in EXPERIMENTS:
+        assert experiment.name == experiment.module.rsplit(".", 1)[1].replace("_", "-")
+        assert experiment.description
+
+
+@every_experiment
+def test_every_main_takes_a_list_of_options(experiment):
+    (parameter,) = signature(experiment.main()).parameters.values()
+    assert parameter.default is None
+
+
+@every_experiment
+@pytest.mark.parametrize("full", [False, True], ids=["quick", "full"])
+def test_the_options_of_both_modes_are_known_to_their_experiment(experiment, full, monkeypatch):
+    import argparse
+
+    class Parsed(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self, argv=None, namespace=None):
+        parse(self, argv, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    needed = [experiment.needs, "cells.h5mu"] if experiment.needs else []
+    with pytest.raises(Parsed):
+        experiment.main()(experiment.arguments(needed, full=full))
+
+
+@pytest.mark.parametrize("name", [experiment.name for experiment in EXPERIMENTS if experiment.needs])
+def test_what_an_experiment_needs_is_what_it_refuses_to_run_without(name, capsys):
+    experiment = _registry.find(name)
+    with pytest.raises(SystemExit):
+        experiment.main()([])
+    assert f"required: {experiment.needs}" in capsys.readouterr().err
+
+
+def test_options_of_the_user_come_last():
+    experiment = Experiment(name="a", module="m", description="d", quick=("--n", "1"), full=("--n", "9"))
+    assert experiment.arguments(["--n", "2"]) == ["--n", "1", "--n", "2"]
+    assert experiment.arguments(["--n", "2"], full=True) == ["--n", "9", "--n", "2"]
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_list_shows_every_experiment(monkeypatch):
+    monkeypatch.setattr(cli.console, "_width", 250)
+    output = words(runner.invoke(cli.app, ["bench", "list"]).output)
+    for experiment in EXPERIMENTS:
+        assert experiment.name in output
+        assert experiment.description in output
+        assert experiment.source in output
+
+
+def test_run_passes_mode_and_options_on(calls):
+    arguments = ["bench", "run", "disentangled_ssl", "--seeds", "7", "--out", "rows.csv"]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    entry = _registry.find("disentangled-ssl")
+    assert calls == [(entry.module, [*entry.quick, "--seeds", "7", "--out", "rows.csv"])]
+
+
+def test_run_takes_the_published_size_and_options_after_two_hyphens(calls):
+    result = runner.invoke(cli.app, ["bench", "run", "disentangled-ssl", "--full", "--", "--help"])
+    assert result.exit_code == 0, result.output
+    entry = _registry.find("disentangled-ssl")
+    assert calls == [(entry.module, [*entry.full, "--help"])]
+
+
+def test_an_unknown_experiment_is_one_line_with_a_suggestion(calls):
+    result = runner.invoke(cli.app, ["bench", "run", "disentangled"])
+    assert result.exit_code == 1
+    output = words(result.output)
+    assert "There is no experiment 'disentangled'. Did you mean 'disentangled-ssl'?" in output
+    assert "'citeseq-ranks'" in output
+    assert "Traceback" not in output
+    assert not calls
+
+
+def test_an_unknown_option_is_refused_by_the_experiment():
+    result = runner.invoke(cli.app, ["bench", "run", "throughput", "--n-cells", "3"])
+    assert result.exit_code == 2
+    assert "unrecognized arguments: --n-cells 3" in words(result.output)
+
+
+def test_a_small_run_from_the_command_line_to_its_file(tmp_path):
+    out = tmp_path / "rows.csv"
+    arguments = ["--cases", "Gaussian, d = 2, 2 of r = .5", "--repeats", "1", "--n-obs", "200", "--out", str(out)]
+    result = runner.invoke(cli.app, ["bench", "run", "mutual-information", *arguments])
+    assert result.exit_code == 0, result.output
+    assert pd.read_csv(out)["truth"].tolist() == pytest.approx([-np.log(0.75)])
+    assert "| case |" in result.output
+
+
+# --- CITE-seq ranks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return ub.data.simulate.citeseq(400, n_genes=80, n_proteins=12, n_cell_types=4, missing={"prot": 0.1}, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prepared(cells):
+    return citeseq_ranks.prepare(cells, "cell_type", n_genes=40, n_components=10)
+
+
+def test_inputs_are_fitted_on_training_cells_and_leave_out_incomplete_ones(cells, prepared):
+    complete = cells.obs_names.isin(cells["rna"].obs_names) & cells.obs_names.isin(cells["prot"].obs_names)
+    assert prepared.n_obs == complete.sum() == 360
+    assert prepared.obs["split"].value_counts().to_dict() == {"train": round(360 * 15_000 / 30_672), "test": 184}
+    assert (prepared.obs["cell_type"] == cells.obs["cell_type"].reindex(prepared.obs_names)).all()
+    assert prepared["rna"].shape == (360, 10)
+    assert prepared.var_names.is_unique
+    train = (prepared.obs.loc[prepared["rna"].obs_names, "split"] == "train").to_numpy()
+    for modality in ("rna", "prot"):
+        x = prepared[modality].X
+        assert x.dtype == np.float32
+        np.testing.assert_allclose(x[train].mean(axis=0), 0, atol=1e-4)
+        assert np.abs(x[~train].mean(axis=0)).max() > 1e-3
+
+
+def test_protein_values_are_seurats_log_ratios(cells, prepared):
+    counts = np.array(cells["prot"][prepared["prot"].obs_names].X, dtype=float)
+    expected = np.empty_like(counts)
+    for i, x in enumerate(counts):
+        expected[i] = np.log1p(x / np.exp(np.log1p(x[x > 0]).sum() / len(x)))
+    train = (prepared.obs.loc[prepared["prot"].obs_names, "split"] == "train").to_numpy()
+    np.testing.assert_allclose(prepared["prot"].X, expected - expected[train].mean(axis=0), atol=1e-5)
+
+
+def test_test_cells_change_no_training_input(cells, prepared):
+    test = prepared.obs_names[prepared.obs["split"] == "test"]
+    changed = cells.copy()
+    rows = changed["rna"].obs_names.get_indexer(test)
+    x = changed["rna"].X.tolil()
+    x[rows[:50]] = 5
+    changed["rna"].X = sp.csr_matrix(x, dtype=np.float32)
+    again = citeseq_ranks.prepare(changed, "cell_type", n_genes=40, n_components=10)
+    train = (prepared.obs["split"] == "train").to_numpy()
+    np.testing.assert_allclose(again["rna"].X[train], prepared["rna"].X[train], atol=1e-4)
+
+
+class Codes:
+    """A trained model: its codes are given."""
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def get_latent_representation(self, mdata, kind, modality, indices):
+        return self.codes[kind, modality][indices]
+
+
+def test_ranks_are_those_of_neighbours_found_one_cell_at_a_time(prepared):
+    rng = np.random.default_rng(0)
+    types = prepared.obs["cell_type"].cat.codes.to_numpy()
+    signal = {"rna": np.array([0.0, 1.0, 2.0, 3.0]), "prot": np.array([3.0, 1.0, 2.0, 0.0])}
+    codes = {}
+    for kind in ("shared", "specific"):
+        for m, strength in signal.items():
+            codes[kind, m] = rng.normal(size=(prepared.n_obs, 3)) + 2 * np.eye(4, 3)[types] * strength[types, None]
+    weights = rng.random(prepared.n_obs)
+    (row,) = citeseq_ranks.rank_rows(prepared, {"given": Codes(codes)}, "cell_type", weights=weights, n_clusterings=1)
+
+    test = np.flatnonzero(prepared.obs["split"] == "test")
+    theta = []
+    for i in test:
+        same = {}
+        for m in signal:
+            z = codes["specific", m][test]
+            distance = np.linalg.norm(z - codes["specific", m][i], axis=1)
+            near = test[np.argsort(distance)[1:11]]
+            same[m] = (types[near] == types[i]).sum()
+        theta.append(np.log((same["rna"] + 1) / (same["prot"] + 1)))
+    means = pd.Series(theta).groupby(types[test]).mean()
+    expected = spearmanr(means, pd.Series(weights).groupby(types).mean()).statistic  # weights: of all cells
+    assert row["rho"] == pytest.approx(expected)
+    assert row["n_types"] == 4
+    assert row["n_test"] == len(test)
+    assert 0 < row["NMI all"] <= 1
+
+
+def test_a_bad_file_is_named(cells):
+    with pytest.raises(KeyError, match="No modality 'ADT'"):
+        citeseq_ranks.prepare(cells, "cell_type", prot="ADT")
+    with pytest.raises(KeyError, match="No column 'celltype'.*Did you mean 'cell_type'"):
+        citeseq_ranks.prepare(cells, "celltype")
+    logs = cells.copy()
+    logs["rna"].X = logs["rna"].X.log1p()
+    with pytest.raises(ValueError, match="'rna' must hold raw counts in X, but there is"):
+        citeseq_ranks.prepare(logs, "cell_type")
+
+
+def test_every_lambda_is_a_method_of_its_own():
+    made = citeseq_ranks.builders(["LinearSplit", "DisentangledSSL"], epochs=1, learning_rate=0.01, lambdas=[0.1, 10.0])
+    assert list(made) == ["LinearSplit", "DisentangledSSL, lambda 0.1", "DisentangledSSL, lambda 10"]
+
+
+def test_from_counts_to_the_table(cells, tmp_path, capsys):
+    path, out = tmp_path / "cells.h5mu", tmp_path / "ranks.csv"
+    data = cells.copy()
+    data.obs["rna_weight"] = np.random.default_rng(0).random(data.n_obs)
+    data.write(path)
+    options = ["--label", "cell_type", "--weights", "rna_weight", "--epochs", "1", "--seeds", "1", "--threads", "1"]
+    options += ["--clusterings", "0", "--methods", "LinearSplit", "DisentangledSSL"]
+    citeseq_ranks.main(["--data", str(path), *options, "--out", str(out)])
+    rows = pd.read_csv(out)
+    assert rows["method"].tolist() == ["LinearSplit", "DisentangledSSL"]
+    assert rows["rho"].between(-1, 1).all()
+    printed = capsys.readouterr().out
+    assert "| method | rho | rho published (bone marrow) |" in printed
+    assert "\n| DisentangledSSL | " in printed
+
+
+def test_the_published_correlation_stands_beside_indiseeks():
+    rows = pd.DataFrame(
+        {"method": ["IndiSeek, lambda 10", "LinearSplit"], "seed": 0, "seconds": 1.0, "rho": [0.5, 0.25]}
+    )
+    table = citeseq_ranks.summary(rows).set_index("method")
+    assert table["rho published (bone marrow)"].tolist() == ["0.910", ""]
+    assert table["rho"].tolist() == ["0.500", "0.250"]

@@ -51,6 +51,8 @@ class ModelCase:
         ``(kind, per modality)`` of the codes that have length 1.
     weights
         Per option that weighs a term, the term's name in the history and the module's method that computes it.
+    name
+        Of the case, where a model has several.
     """
 
     cls: type
@@ -59,6 +61,7 @@ class ModelCase:
     neural: bool = True
     sphere: tuple[str, ...] = ()
     weights: dict[str, tuple[str, str]] = field(default_factory=dict)
+    name: str = ""
 
     def build(self, mdata: mudata.MuData, setup: Mapping | None = None, *, seed: int = 0, **options: Any) -> Any:
         """The model on freshly set-up data; its first weights depend on ``seed`` alone."""
@@ -88,22 +91,67 @@ class ModelCase:
 
 
 _small = {"n_shared": 4, "n_hidden": 8, "lr": 0.01}
+_both = {**_small, "n_specific": 3}
+_quick = {"max_epochs": 1, "batch_size": 32}
+_club = {"independence_options": {"club": {"n_hidden": 8, "n_layers": 2}}}
+_factor = {**_both, "n_embedding": 4, "critic_n_hidden": 8}
+_spheres = ("joint", "shared")
+_captured = {"lambda_": ("specific_info_nce", "information")}
 
 # One line here gives a model the whole battery.
 MODELS = [
     ModelCase(ub.model.LinearSplit, {"ridge": 0.1}, {"n_permutations": 5}, neural=False),
-    ModelCase(ub.model.CLIP, _small, {"max_epochs": 1, "batch_size": 32}, sphere=("joint", "shared")),
+    ModelCase(ub.model.CLIP, {**_small, "learn_temperature": True}, _quick, sphere=_spheres),
+    ModelCase(ub.model.CLIP, {**_small, "shared_objective": "deep_cca"}, _quick, name="CLIP-deep_cca"),
     ModelCase(
         ub.model.DisentangledSSL,
-        {**_small, "n_specific": 3},
-        {"max_epochs": 1, "batch_size": 32},
-        sphere=("joint", "shared"),
-        weights={"beta": ("alignment", "pairwise_alignment"), "lambda_": ("orthogonality", "_orthogonality")},
+        _both,
+        _quick,
+        sphere=_spheres,
+        weights={"beta": ("alignment", "pairwise_alignment"), "lambda_": ("orthogonality", "views_dependence")},
     ),
+    ModelCase(
+        ub.model.IndiSeek,
+        {**_both, **_club},
+        _quick,
+        sphere=_spheres,
+        weights={"lambda_": ("reconstruction", "information")},
+    ),
+    ModelCase(
+        ub.model.IndiSeek,
+        {**_both, "independence": {"residual": 1.0, "density_ratio": 0.5}, "shared_objective": "vicreg"},
+        _quick,
+        name="IndiSeek-residual",
+    ),
+    ModelCase(
+        ub.model.JointOpt,
+        {**_both, "beta": 1.0},
+        _quick,
+        sphere=_spheres,
+        weights={
+            "beta": ("alignment", "pairwise_alignment"),
+            "specific_weight": ("specific_info_nce", "views_info_nce"),
+            "lambda_": ("orthogonality", "views_dependence"),
+        },
+    ),
+    ModelCase(
+        ub.model.FOCAL,
+        {**_small, "n_specific": 4},  # the cosine needs equal widths
+        _quick,
+        sphere=_spheres,
+        weights={
+            "specific_weight": ("specific_info_nce", "views_info_nce"),
+            "lambda_": ("orthogonality", "views_dependence"),
+        },
+    ),
+    ModelCase(ub.model.FactorizedCL, {**_both, **_club}, _quick, sphere=_spheres, weights=_captured),
+    ModelCase(ub.model.InfoDisen, _both, _quick, sphere=_spheres, weights=_captured),
+    ModelCase(ub.model.FactorCL, _factor, _quick, weights={"lambda_": ("nce_club", "upper_bound")}),
+    ModelCase(ub.model.CoMM, {**_small, "n_projection_hidden": 8, "n_projection": 4}, _quick),
 ]
 
 
-@pytest.fixture(scope="session", params=MODELS, ids=[case.cls.__name__ for case in MODELS])
+@pytest.fixture(scope="session", params=MODELS, ids=[case.name or case.cls.__name__ for case in MODELS])
 def case(request: pytest.FixtureRequest) -> ModelCase:
     """Every model in turn."""
     return request.param

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 import unbraid as ub
 from unbraid import benchmark, cli
-from unbraid.benchmark import _registry, citeseq_ranks
+from unbraid.benchmark import _registry, _table, batch_negatives, citeseq_ranks, contrastive_table, training_speed
 from unbraid.benchmark._registry import EXPERIMENTS, Experiment
 
 runner = CliRunner()
@@ -267,3 +268,133 @@ def test_the_published_correlation_stands_beside_indiseeks():
     table = citeseq_ranks.summary(rows).set_index("method")
     assert table["rho published (bone marrow)"].tolist() == ["0.910", ""]
     assert table["rho"].tolist() == ["0.500", "0.250"]
+
+
+# --- tables over seeds ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_file_holds_is_not_run_again(tmp_path):
+    ran = []
+
+    def run(row):
+        ran.append((row["method"], row["seed"]))
+        yield {**row, "score": row["seed"] + 0.5}
+        yield {**row, "score": np.nan}
+
+    asked = [{"method": method, "seed": seed} for seed in range(2) for method in ("a", "b")]
+    out = tmp_path / "rows.csv"
+    _table.run_missing(asked[:1], run, out)
+    assert ran == [("a", 0)]
+    found = _table.run_missing(asked, run, out)
+    assert ran == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert len(found) == len(pd.read_csv(out)) == 8
+    assert _table.run_missing(asked[2:3], run, out)["seed"].tolist() == [1, 1]
+    assert len(ran) == 4
+    assert len(_table.run_missing(asked[:2], run, None)) == 4
+    assert len(ran) == 6
+
+
+def test_means_over_seeds_are_those_of_each_group():
+    rows = pd.DataFrame(
+        {"method": ["b", "a", "b"], "seed": [0, 0, 1], "score": [1.0, -0.00001, 4.0], "leak": [np.nan, 2.0, np.nan]}
+    )
+    table = _table.mean_and_deviation(rows, ["method"], digits=2)
+    assert table.to_dict("list") == {
+        "method": ["b", "a"], "seeds": [2, 1], "score": ["2.50 ± 2.12", "0.00"], "leak": ["", "2.00"]
+    }  # fmt: skip
+    assert _table.to_markdown(table).splitlines()[2] == "| b | 2 | 2.50 ± 2.12 |  |"
+
+
+# --- the contrastive table ------------------------------------------------------------------------------------------
+
+
+def test_the_true_latents_pass_the_probes_they_should():
+    mdata = contrastive_table.load_simulation(4_000)
+    row = contrastive_table.probe_row(contrastive_table.codes_of(None, mdata), mdata, "simulation")
+    assert min(row["[Z_c]: Y_c"], row["Z_c: Y_c"], row["Z_s1: Y_s1"]) > 0.74
+    assert max(row["[Z_c]: Y_s1"], row["Z_c: Y_s2"], row["Z_s1: Y_c"]) < 0.56
+    for adata in mdata.mod.values():
+        train = (mdata.obs["split"] == "train").to_numpy()
+        np.testing.assert_allclose(np.cov(adata.obsm["whitened"][train], rowvar=False), np.eye(100), atol=1e-3)
+
+
+def test_every_method_of_the_table_is_a_model_with_known_options():
+    for name, method in contrastive_table.METHODS.items():
+        assert not method.model or hasattr(ub.model, method.model), name
+    assert set(contrastive_table.DEFAULT_METHODS) <= set(contrastive_table.METHODS)
+
+
+def test_a_table_of_cells_from_counts_to_markdown(tmp_path, capsys):
+    path, out = tmp_path / "cells.h5mu", tmp_path / "rows.csv"
+    data = ub.data.simulate.citeseq(600, n_genes=60, n_proteins=12, n_cell_types=4, missing={"prot": 0.1}, seed=0)
+    data.obs["type"] = data.obs["cell_type"].astype(str).where(np.arange(data.n_obs) % 10 > 0, "unknown")
+    data.write(path)
+    options = [
+        "--data",
+        str(path),
+        "--label",
+        "type",
+        "--methods",
+        "LinearSplit",
+        "CLIP",
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+    ]
+    contrastive_table.main([*options, "--out", str(out)])
+    rows = pd.read_csv(out).set_index("method")
+    assert rows["n_obs"].tolist() == [540, 540]
+    assert rows["chance"].tolist() == [0.25, 0.25]
+    assert rows.loc["LinearSplit", ["label in Z_c", "label in Z_s rna", "coverage prot"]].between(0, 1).all()
+    assert np.isfinite(rows.loc["LinearSplit", "leak rna"])
+    assert np.isnan(rows.loc["CLIP", "leak rna"])  # no specific code
+    printed = capsys.readouterr().out
+    assert printed.startswith("| method | seeds | label in Z_c |")
+    assert contrastive_table.load_cells(path, "type", n_genes=30)["rna"].n_vars == 30
+
+
+def test_a_table_names_what_a_file_lacks(cells, tmp_path):
+    cells.write(tmp_path / "cells.h5mu")
+    with pytest.raises(KeyError, match="No column 'celltype'.*Did you mean 'cell_type'"):
+        contrastive_table.load_cells(tmp_path / "cells.h5mu", "celltype")
+    with pytest.raises(KeyError, match="No modality 'ADT'"):
+        contrastive_table.load_cells(tmp_path / "cells.h5mu", "cell_type", prot="ADT")
+
+
+# --- batch-aware negatives, speed -----------------------------------------------------------------------------------
+
+
+def test_inputs_centred_within_batch_have_no_batch_means():
+    mdata = batch_negatives.load(300, batch_strength=2.0, seed=0)
+    train = (mdata.obs["split"] == "train").to_numpy()
+    for adata in mdata.mod.values():
+        for batch in mdata.obs["batch"].unique():
+            rows = train & (mdata.obs["batch"] == batch).to_numpy()
+            np.testing.assert_allclose(adata.obsm["centered"][rows].mean(axis=0), 0, atol=1e-5)
+
+
+def test_epochs_are_timed_by_stage_without_the_first():
+    timer = training_speed.EpochTimer()
+    timer.epochs["shared"] = [(4, 100.0, 100.0), (4, 2.0, 1.0), (2, 1.0, 0.5)]
+    assert timer.speeds(batch_size=10) == {"shared": {"cells/s": 20.0, "cells/CPU s": 40.0}}
+
+
+def test_the_recipe_trains_what_its_step_says():
+    x = [torch.as_tensor(adata.X) for adata in ub.data.simulate.disentangled_ssl(600, seed=0).mod.values()]
+    for kind in ("released", "ready"):
+        torch.manual_seed(0)
+        recipe = training_speed.Recipe(x, kind)
+        before = [p.clone() for p in recipe.shared.parameters()]
+        assert recipe.epoch("specific") == 512
+        assert all(torch.equal(p, q) for p, q in zip(before, recipe.shared.parameters(), strict=True))
+        recipe.epoch("shared")
+        assert not any(torch.equal(p, q) for p, q in zip(before, recipe.shared.parameters(), strict=True))
+
+
+def test_posterior_samples_of_the_recipe_lie_as_far_from_their_mean_as_ours():
+    torch.manual_seed(0)
+    mu = torch.nn.functional.normalize(torch.randn(2_000, 100), dim=1)
+    z = training_speed._von_mises_fisher(mu)
+    np.testing.assert_allclose(z.norm(dim=1), 1, atol=1e-5)
+    assert (z * mu).sum(dim=1).mean().item() == pytest.approx(0.9517, abs=1e-3)  # I_50(1000) / I_49(1000)

@@ -94,6 +94,20 @@ EXPERIMENTS = (
         full=_words("--seeds 10 --epochs 2000 --learning-rate 1e-4 --lambdas 0.001 0.01 0.1 1 10 100 1000"),
     ),
     Experiment(
+        name="contrastive-table",
+        module="unbraid.benchmark.contrastive_table",
+        description="All contrastive methods beside the linear split: what their codes hold, leak and coverage",
+        quick=_words("--n-obs 5000 --steps 300 --seeds 1 --card-obs 1000"),
+        full=_words("--seeds 5"),
+    ),
+    Experiment(
+        name="batch-negatives",
+        module="unbraid.benchmark.batch_negatives",
+        description="Whether negatives of a cell's own batch keep batch out of the shared code",
+        quick=_words("--seeds 1 --n-obs 2000"),
+        full=_words("--seeds 5"),
+    ),
+    Experiment(
         name="missing-modality",
         module="unbraid.benchmark.missing_modality",
         description="What is lost when cells lack a modality",
@@ -134,6 +148,13 @@ EXPERIMENTS = (
         module="unbraid.benchmark.throughput",
         description="How much of a bare PyTorch loop's speed training keeps",
         quick=_words("--n-obs 5000 --epochs 1 --repeats 3 --batch-sizes 512"),
+    ),
+    Experiment(
+        name="training-speed",
+        module="unbraid.benchmark.training_speed",
+        description="Cells per second of training of all contrastive methods; DisentangledSSL against its released recipe",
+        quick=_words("--n-obs 4000 --recipe-obs 4000 --repeats 1"),
+        full=_words("--repeats 5"),
     ),
 )
 

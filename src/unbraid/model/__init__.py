@@ -2,7 +2,26 @@
 
 from unbraid.model import base
 from unbraid.model._clip import CLIP
+from unbraid.model._comm import CoMM
 from unbraid.model._disentangled_ssl import DisentangledSSL
+from unbraid.model._factor_cl import FactorCL
+from unbraid.model._factorized_cl import FactorizedCL
+from unbraid.model._focal import FOCAL
+from unbraid.model._indiseek import IndiSeek
+from unbraid.model._info_disen import InfoDisen
+from unbraid.model._joint_opt import JointOpt
 from unbraid.model._linear_split import LinearSplit
 
-__all__ = ["CLIP", "DisentangledSSL", "LinearSplit", "base"]
+__all__ = [
+    "CLIP",
+    "CoMM",
+    "DisentangledSSL",
+    "FOCAL",
+    "FactorCL",
+    "FactorizedCL",
+    "IndiSeek",
+    "InfoDisen",
+    "JointOpt",
+    "LinearSplit",
+    "base",
+]

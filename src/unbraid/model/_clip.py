@@ -37,7 +37,7 @@ class CLIP(ContrastiveModel):
     encoders
         ``"mlp"``, a :class:`torch.nn.Module`, or one of them per modality.
     temperature
-        :math:`\tau`.
+        :math:`\tau`. ``learn_temperature=True`` learns it from there.
     augmentation
         Random views of the cells during training: ``"auto"``, a callable, or one per modality.
     lr
@@ -69,6 +69,9 @@ class CLIP(ContrastiveModel):
         **options: Any,
     ) -> None:
         super().__init__(mdata, registry)
+        for name in ("independence", "independence_options", "specific_encoders"):
+            if options.get(name) is not None:
+                raise ValueError(f"CLIP has no specific code, and so no `{name}`. DisentangledSSL or IndiSeek have.")
         self.module = self._build_module(
             n_shared, 0, encoders=encoders, temperature=temperature, augmentation=augmentation, lr=lr, **options
         )

@@ -1,17 +1,26 @@
 """The torch side of each family: a batch in, latents and named loss terms out."""
 
 from unbraid.module._base import InnerLoop, Kind, Latents, SplitModule, Stage, on_present_rows, total_loss
+from unbraid.module._conditional import ConditionalContrast, ConditionalModule
 from unbraid.module._contrastive import ContrastiveModule
+from unbraid.module._independence import Independence, independence_weights
 from unbraid.module._linear import LinearModule
+from unbraid.module._views import JointModule, ViewsModule
 
 __all__ = [
+    "ConditionalContrast",
+    "ConditionalModule",
     "ContrastiveModule",
+    "Independence",
     "InnerLoop",
+    "JointModule",
     "Kind",
     "Latents",
     "LinearModule",
     "SplitModule",
     "Stage",
+    "independence_weights",
+    "ViewsModule",
     "on_present_rows",
     "total_loss",
 ]

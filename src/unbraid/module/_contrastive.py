@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
-from unbraid.module._base import Latents, SplitModule, Stage, on_present_rows, total_loss
-from unbraid.nn import MLP, BinomialThinning, ModalitySpec, NoiseDropout, PerModality
-from unbraid.objectives import alignment, info_nce
+from unbraid._messages import check_option
+from unbraid.module._base import InnerLoop, Latents, SplitModule, Stage, on_present_rows, total_loss
+from unbraid.module._code_head import CodeHead
+from unbraid.module._independence import Independence, IndependenceChoice, independence_weights
+from unbraid.nn import (
+    MLP,
+    BinomialThinning,
+    CrossFittedResidual,
+    ModalitySpec,
+    NoiseDropout,
+    PerModality,
+    sample_von_mises_fisher,
+)
+from unbraid.objectives import alignment, barlow_twins, canonical_correlation, info_nce, vicreg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from scvi.module.base import LossOutput
 
 Encoders = Literal["mlp"] | nn.Module | dict[str, "Literal['mlp'] | nn.Module"] | None
 Augmentation = Literal["auto"] | nn.Module | dict[str, nn.Module | None] | None
+SharedObjective = Literal["info_nce", "vmf", "deep_cca", "vicreg", "barlow_twins"]
+Codes = dict[str, torch.Tensor]
+
+CORRELATION_OBJECTIVES: dict[str, Callable] = {
+    "deep_cca": canonical_correlation,
+    "vicreg": vicreg,
+    "barlow_twins": barlow_twins,
+}
 
 
 class ContrastiveModule(SplitModule):
-    """Shared encoders trained by InfoNCE between the modalities of a cell.
+    """Shared encoders trained to agree between the modalities of a cell, and specific ones beside them.
 
     With codes :math:`c_m = f_m(x_m)` and M modalities, the shared objective is the average over the
-    pairs of modalities of the symmetric InfoNCE loss, each over the cells that have both. Methods
-    with specific codes :math:`s_m = h_m([x_m, c_m])` subclass this.
+    pairs of modalities of a loss such as the symmetric InfoNCE, each over the cells that have both.
+    Methods with specific codes :math:`s_m` subclass this.
 
     Parameters
     ----------
@@ -37,12 +57,25 @@ class ContrastiveModule(SplitModule):
         Dimensions of the codes; ``n_specific=0`` builds no specific encoders.
     encoders, specific_encoders
         ``"mlp"``, a network, or one of them per modality. A shared encoder maps
-        ``(n, n_features)`` to ``(n, n_shared)``, a specific one ``(n, n_features + n_shared)`` to
-        ``(n, n_specific)``; encoded covariates, if any, come last.
+        ``(n, n_features)`` to ``(n, n_shared)``, a specific one the same input, with the shared code
+        beside it if the method says so, to ``(n, n_specific)``; encoded covariates, if any, come last.
     n_hidden, n_layers, norm, dropout, weight_std
         Of the multilayer perceptrons; see :class:`~unbraid.nn.MLP`.
-    temperature
-        Of InfoNCE.
+    shared_objective
+        ``"info_nce"``; ``"vmf"``, the same on samples of von Mises-Fisher posteriors minus ``beta`` times
+        their alignment; ``"deep_cca"``, ``"vicreg"`` or ``"barlow_twins"``, whose codes are not directions.
+    shared_options
+        Of :func:`~unbraid.objectives.canonical_correlation` and so on.
+    temperature, learn_temperature
+        Of InfoNCE, and whether it is learned, starting there.
+    kappa
+        Concentration of the posteriors of ``"vmf"``; None makes codes deterministic.
+    beta, center_alignment
+        Weight of the alignment, and whether it is centred; see :func:`~unbraid.objectives.alignment`.
+    independence, independence_options
+        Penalties on the specific codes, by name; see :class:`~unbraid.model.base.ContrastiveModel`.
+    n_inner_steps, inner_lr, fresh_inner_batches
+        Of the networks that some penalties refit.
     negatives
         ``"batch"`` takes negatives from the anchor's own batch only, ``"all"`` from everywhere.
     augmentation
@@ -51,9 +84,15 @@ class ContrastiveModule(SplitModule):
         Categories of the batch and of every categorical covariate, if encoders get them.
     n_continuous
         Number of continuous covariates, if encoders get them.
+    n_batches
+        Number of batches that decoders are told of, 1 for none.
     lr, weight_decay, schedule
         Of every stage.
     """
+
+    specific_sees_shared = True
+    independence_weight = 1.0
+    head_stage = "shared"  # after which the shared encoders are final
 
     def __init__(
         self,
@@ -68,11 +107,23 @@ class ContrastiveModule(SplitModule):
         norm: Literal["layer"] | None = None,
         dropout: float = 0.0,
         weight_std: float | None = None,
+        shared_objective: SharedObjective = "info_nce",
+        shared_options: dict[str, Any] | None = None,
         temperature: float = 0.07,
+        learn_temperature: bool = False,
+        kappa: float | None = 1000.0,
+        beta: float = 1.0,
+        center_alignment: bool = False,
+        independence: IndependenceChoice = None,
+        independence_options: dict[str, dict] | None = None,
+        n_inner_steps: int = 3,
+        inner_lr: float = 1e-3,
+        fresh_inner_batches: bool = False,
         negatives: Literal["all", "batch"] = "all",
         augmentation: Augmentation = None,
         n_categories: Sequence[int] = (),
         n_continuous: int = 0,
+        n_batches: int = 1,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         schedule: Literal["constant", "cosine"] = "cosine",
@@ -80,47 +131,129 @@ class ContrastiveModule(SplitModule):
         super().__init__(specs)
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        if negatives not in ("all", "batch"):
-            raise ValueError(f"`negatives` is 'all' or 'batch', got {negatives!r}.")
+        if kappa is not None and kappa <= 0:
+            raise ValueError(f"`kappa` must be positive, or None for deterministic codes; got {kappa}.")
+        if beta < 0:
+            raise ValueError(f"`beta` cannot be negative, got {beta}.")
+        check_option("`negatives`", negatives, ("all", "batch"))
+        check_option("`shared_objective`", shared_objective, ("info_nce", "vmf", *CORRELATION_OBJECTIVES))
+        sphere = shared_objective not in CORRELATION_OBJECTIVES
+        if sphere and shared_options:
+            raise ValueError(f"`shared_options` belong to {', '.join(CORRELATION_OBJECTIVES)}.")
         self.n_shared, self.n_specific = n_shared, n_specific
+        self.shared_objective, self.shared_options = shared_objective, dict(shared_options or {})
         self.temperature, self.negatives = temperature, negatives
-        self.n_categories, self.n_continuous = tuple(n_categories), n_continuous
+        self.kappa, self.beta = (kappa, beta) if shared_objective == "vmf" else (None, 0.0)
+        self.center_alignment = center_alignment
+        self.n_categories, self.n_continuous, self.n_batches = tuple(n_categories), n_continuous, n_batches
+        self.n_covariates = sum(self.n_categories) + n_continuous
         self.optimisation = {"lr": lr, "weight_decay": weight_decay, "schedule": schedule}
-        n_covariates = sum(self.n_categories) + n_continuous
+        self.network_options = {
+            "n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, "dropout": dropout, "weight_std": weight_std
+        }  # fmt: skip
+        self.inner_options = {"n_steps": n_inner_steps, "lr": inner_lr, "fresh_batches": fresh_inner_batches}
 
-        def build(choice: Encoders, n_extra: int, n_out: int) -> PerModality:
-            networks = {}
-            for spec in self.specs:
-                network = choice.get(spec.name, "mlp") if isinstance(choice, dict) else choice or "mlp"
-                if network == "mlp":
-                    network = MLP(
-                        spec.n_features + n_extra + n_covariates,
-                        n_out,
-                        n_hidden=n_hidden,
-                        n_layers=n_layers,
-                        norm=norm,
-                        dropout=dropout,
-                        weight_std=weight_std,
-                    )
-                elif not isinstance(network, nn.Module):
-                    raise ValueError(f"Encoder of modality {spec.name!r} is 'mlp' or a torch Module, got {network!r}.")
-                networks[spec.name] = network
-            return PerModality(networks)
-
-        self.shared_encoders = build(encoders, 0, n_shared)
+        self.shared_encoders = self._encoders(encoders, 0, n_shared)
+        self.head = CodeHead(self.modalities, n_shared, sphere=sphere, canonical=shared_objective == "deep_cca")
+        if learn_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+        weights = independence_weights(independence) if n_specific else {}
+        self.residuals = None
         if n_specific:
-            self.specific_encoders = build(specific_encoders, n_shared, n_specific)
+            self.specific_encoders = self._encoders(
+                specific_encoders,
+                n_shared if self.specific_sees_shared and "residual" not in weights else 0,
+                n_specific,
+            )
+            self.independence = PerModality(
+                {m: Independence(weights, n_specific, n_shared, independence_options) for m in self.modalities}
+            )
+            if "residual" in weights:
+                self.residuals = PerModality({s.name: CrossFittedResidual(n_shared, s.n_features) for s in self.specs})
         self.augmentations = _augmentations(augmentation, self.specs)
+        self._codes_of_batch: tuple[dict, Any] | None = None
+
+    def _encoders(self, choice: Encoders, n_extra: int, n_out: int) -> PerModality:
+        networks = {}
+        for spec in self.specs:
+            network = choice.get(spec.name, "mlp") if isinstance(choice, dict) else choice or "mlp"
+            if network == "mlp":
+                network = MLP(spec.n_features + n_extra + self.n_covariates, n_out, **self.network_options)
+            elif not isinstance(network, nn.Module):
+                raise ValueError(f"Encoder of modality {spec.name!r} is 'mlp' or a torch Module, got {network!r}.")
+            networks[spec.name] = network
+        return PerModality(networks)
+
+    # ---- stages ---------------------------------------------------------------------------
 
     @property
     def stages(self) -> list[Stage]:
-        """One stage: the shared encoders."""
-        return [Stage("shared", ("shared_encoders",), **self.optimisation)]
+        """The shared encoders; then, with the shared code frozen, the specific ones."""
+        stages = [Stage("shared", self.shared_parts, **self.optimisation)]
+        if self.n_specific:
+            if self.residuals is not None:
+                stages.append(Stage("residual", ("residuals",), **{**self.optimisation, "weight_decay": 0.0}))
+            stages.append(Stage("specific", self.specific_parts, inner=self.inner_loop, **self.optimisation))
+        return stages
+
+    @property
+    def shared_parts(self) -> tuple[str, ...]:
+        """What the shared objective trains."""
+        return ("shared_encoders", "log_temperature") if hasattr(self, "log_temperature") else ("shared_encoders",)
+
+    @property
+    def specific_parts(self) -> tuple[str, ...]:
+        """What the objective of the specific codes trains."""
+        return ("specific_encoders",)
+
+    @property
+    def inner_loop(self) -> InnerLoop | None:
+        """The loop that refits the penalties' networks, if they have any and count."""
+        learns = self.independence_weight > 0 and any(network.learns for network in self.independence.networks)
+        return InnerLoop(("independence",), **self.inner_options) if learns else None
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Shared codes, and specific ones if the method has them."""
         return ("shared", "specific") if self.n_specific else ("shared",)
+
+    def loss(self, batch: dict, stage: str) -> LossOutput:
+        """Loss of a stage."""
+        self._codes_of_batch = None  # encoders move after this
+        return getattr(self, f"{stage}_loss")(batch)
+
+    def shared_loss(self, batch: dict) -> LossOutput:
+        """The shared objective on a random view of the cells."""
+        (view,) = self.views(batch)
+        return total_loss(self.shared_terms(self.shared_codes(view, batch), batch), len(batch["index"]))
+
+    def specific_loss(self, batch: dict) -> LossOutput:
+        """Loss of the specific codes, with the shared ones frozen."""
+        raise NotImplementedError
+
+    def residual_loss(self, batch: dict) -> LossOutput:
+        """Regression of every modality on its own shared code; see :class:`~unbraid.nn.CrossFittedResidual`."""
+        (view,) = self.views(batch)
+        condition = self.conditions(self.shared_codes(view, batch))
+
+        def regression() -> torch.Tensor:
+            rows = batch["mask"]
+            return sum(
+                self.residuals[m].loss(view[m][rows[m]], condition[m][rows[m]], batch["index"][rows[m]])
+                for m in self.modalities
+            )
+
+        return total_loss({"regression": (1.0, regression)}, len(batch["index"]))
+
+    def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
+        """Fit the head of the shared codes once the shared encoders are trained."""
+        if stage == self.head_stage:
+            raw, mask = [], []
+            for batch in batches:
+                raw.append(self.shared_codes(self.inputs(batch), batch))
+                mask.append(batch["mask"])
+            whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
+            self.head.fit(whole(raw), whole(mask))
 
     # ---- codes ----------------------------------------------------------------------------
 
@@ -131,7 +264,7 @@ class ContrastiveModule(SplitModule):
         parts += [batch["continuous"]] if self.n_continuous else []
         return torch.cat([part.float() for part in parts], dim=1) if parts else batch["continuous"][:, :0]
 
-    def views(self, batch: dict, n_views: int = 1) -> list[dict[str, torch.Tensor]]:
+    def views(self, batch: dict, n_views: int = 1) -> list[Codes]:
         """Random views of the encoders' inputs; every view is an augmentation of the one before."""
         counts, sizes = dict(batch["x"]), dict(batch["size_factor"])
         view = self.inputs(batch)
@@ -152,42 +285,88 @@ class ContrastiveModule(SplitModule):
             views.append(view)
         return views
 
-    def shared_codes(self, inputs: dict, batch: dict) -> dict[str, torch.Tensor]:
-        """Unnormalised shared codes per modality, ``(n, n_shared)``."""
+    def shared_codes(self, inputs: Codes, batch: dict) -> Codes:
+        """What the shared encoders give, per modality, ``(n, n_shared)``."""
         covariates = self.covariates(batch)
         return {
-            m: on_present_rows(self.shared_encoders[m], batch["mask"][m], _beside(inputs[m], covariates))
+            m: on_present_rows(self.shared_encoders[m], batch["mask"][m], beside(inputs[m], covariates))
             for m in self.modalities
         }
 
-    def specific_codes(self, inputs: dict, shared: dict, batch: dict) -> dict[str, torch.Tensor]:
-        """Specific codes per modality from the modality and its own shared code, ``(n, n_specific)``."""
-        covariates = self.covariates(batch)
+    def specific_codes(self, inputs: Codes, shared: Codes, batch: dict) -> Codes:
+        """Specific codes per modality, ``(n, n_specific)``.
+
+        The encoder sees the modality; beside its own shared code, where the method says so; or what
+        the shared code does not explain of it. Cells in training are compared with regressions that
+        did not see them.
+        """
+        covariates, mask = self.covariates(batch), batch["mask"]
+        if self.residuals is not None:
+            index = batch["index"] if self.specific_encoders.training else None
+            conditions = self.conditions(shared)
+            seen = {m: (on_present_rows(self.residuals[m], mask[m], inputs[m], conditions[m], index),) for m in inputs}
+        elif self.specific_sees_shared:
+            seen = {m: (inputs[m], shared[m]) for m in self.modalities}
+        else:
+            seen = {m: (inputs[m],) for m in self.modalities}
         return {
-            m: on_present_rows(self.specific_encoders[m], batch["mask"][m], _beside(inputs[m], shared[m], covariates))
+            m: on_present_rows(self.specific_encoders[m], mask[m], beside(*seen[m], covariates))
             for m in self.modalities
         }
+
+    def conditions(self, raw: Codes) -> Codes:
+        """Shared codes as the networks of the specific stage get them: standardised on the training cells."""
+        return {m: self.head.standardized(m, self.head(m, code)) for m, code in raw.items()}
+
+    def others(self, codes: Codes, batch: dict) -> tuple[Codes, dict[str, torch.Tensor]]:
+        """Per modality m, the mean code of the cell's other modalities, and the cells that have m and another one."""
+        mask, means, rows = batch["mask"], {}, {}
+        for m in self.modalities:
+            others = [n for n in self.modalities if n != m]
+            n_others = sum(mask[n].int() for n in others)
+            rows[m] = mask[m] & (n_others > 0)
+            # codes of absent modalities are not zero once they are standardised
+            total = sum(codes[n] * mask[n].unsqueeze(1) for n in others)
+            means[m] = total / n_others.clamp(min=1).unsqueeze(1)
+        return means, rows
 
     def posterior_sample(self, mean_direction: torch.Tensor) -> torch.Tensor:
-        """Sample of the posterior of a shared code; a deterministic encoder has only its mean."""
-        return mean_direction
+        """Z ~ vMF(mu, kappa); a deterministic encoder has only its mean."""
+        return mean_direction if self.kappa is None else sample_von_mises_fisher(mean_direction, self.kappa)
 
     def encode(self, batch: dict, *, give_mean: bool = True) -> Latents:
-        """Shared codes on the unit sphere, specific codes as the network gives them.
+        """Shared codes after the head, specific codes as the network gives them, joint code of the cell.
 
-        The joint code is the renormalised mean over the modalities that the cell has. The
-        unnormalised shared codes are ``params["unnormalized_shared"]``.
+        What the shared encoders give is ``params["unnormalized_shared"]``.
         """
         inputs, mask = self.inputs(batch), batch["mask"]
         raw = self.shared_codes(inputs, batch)
-        shared = {m: normalize(code, dim=1) for m, code in raw.items()}
+        shared = {m: on_present_rows(lambda code, m=m: self.head(m, code), mask[m], code) for m, code in raw.items()}
         if not give_mean:
             shared = {m: on_present_rows(self.posterior_sample, mask[m], code) for m, code in shared.items()}
         specific = self.specific_codes(inputs, raw, batch) if self.n_specific else {}
-        joint = normalize(sum(shared.values()), dim=1)
-        return Latents(mask, shared, specific, joint, {"unnormalized_shared": raw})
+        return Latents(mask, shared, specific, self.head.joint(shared, mask), {"unnormalized_shared": raw})
 
-    # ---- objectives -----------------------------------------------------------------------
+    # ---- objectives of the shared code ------------------------------------------------------
+
+    def shared_terms(self, raw: Codes, batch: dict) -> dict[str, tuple[float, Callable]]:
+        """Terms of the shared objective for what the encoders gave."""
+        if self.shared_objective in CORRELATION_OBJECTIVES:
+            function = CORRELATION_OBJECTIVES[self.shared_objective]
+            pairs = lambda: self.over_pairs(lambda a, b, g: function(a, b, **self.shared_options), raw, batch)
+            return {self.shared_objective: (1.0, pairs)}
+        mean = {m: self.head(m, code) for m, code in raw.items()}
+        sample = {m: self.posterior_sample(mu) for m, mu in mean.items()}
+        return {
+            "info_nce": (1.0, lambda: self.pairwise_info_nce(sample, batch)),
+            "alignment": (-self.beta, lambda: self.pairwise_alignment(mean, batch)),
+        }
+
+    @property
+    def present_temperature(self) -> float | torch.Tensor:
+        """The temperature, as far as it is learned; never below 0.01, as in CLIP."""
+        learned = getattr(self, "log_temperature", None)
+        return self.temperature if learned is None else learned.exp().clamp(min=0.01)
 
     def groups(self, batch: dict) -> torch.Tensor | None:
         """Which cells may be negatives of each other; None: all."""
@@ -204,22 +383,65 @@ class ContrastiveModule(SplitModule):
                 values.append(function(codes[m][both], codes[n][both], None if groups is None else groups[both]))
         return sum(values) / len(values) if values else sum(code.sum() for code in codes.values()) * 0.0
 
+    def info_nce(self, a: torch.Tensor, b: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+        """InfoNCE of two codes at the module's temperature."""
+        return info_nce(a, b, temperature=self.present_temperature, groups=groups)
+
     def pairwise_info_nce(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """InfoNCE between the modalities, averaged over their pairs."""
-        return self.over_pairs(lambda a, b, g: info_nce(a, b, temperature=self.temperature, groups=g), codes, batch)
+        return self.over_pairs(self.info_nce, codes, batch)
 
     def pairwise_alignment(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """Mean cosine between the modalities, averaged over their pairs."""
-        return self.over_pairs(lambda a, b, g: alignment(a, b), codes, batch)
+        return self.over_pairs(lambda a, b, g: alignment(a, b, center=self.center_alignment), codes, batch)
 
-    def loss(self, batch: dict, stage: str) -> LossOutput:
-        """InfoNCE between the modalities' codes of (views of) the cells."""
-        (view,) = self.views(batch)
-        codes = self.shared_codes(view, batch)
-        return total_loss({"info_nce": (1.0, lambda: self.pairwise_info_nce(codes, batch))}, len(batch["index"]))
+    # ---- independence of the specific code ----------------------------------------------------
+
+    def independence_terms(self, penalty: Callable[[str], torch.Tensor]) -> dict[str, tuple[float, Callable]]:
+        """One term per chosen penalty, with the method's weight times its own; ``penalty(kind)`` computes it."""
+        weights = self.independence.networks[0].weights
+        return {kind: (self.independence_weight * w, partial(penalty, kind)) for kind, w in weights.items()}
+
+    def dependence(
+        self, kind: str, specific: Codes, shared: Codes, rows: Mapping[str, torch.Tensor], batch: dict
+    ) -> torch.Tensor:
+        """Penalty ``kind`` between specific and shared codes, summed over modalities, each on its ``rows``."""
+        groups = self.groups(batch)
+        return sum(
+            (
+                self.independence[m].penalties[kind](
+                    specific[m][rows[m]], shared[m][rows[m]], None if groups is None else groups[rows[m]]
+                )
+                for m in self.modalities
+                if rows[m].sum() > 1
+            ),
+            start=sum(code.sum() for code in specific.values()) * 0.0,
+        )
+
+    def penalised_codes(self, batch: dict) -> tuple[Codes, Codes, dict[str, torch.Tensor]]:
+        """Specific codes, the shared codes that they must be independent of, and on which cells."""
+        raise NotImplementedError
+
+    def inner_loss(self, batch: dict, stage: str) -> torch.Tensor:
+        """Loss of the networks that the penalties consult, summed over modalities."""
+        if self._codes_of_batch is None or self._codes_of_batch[0] is not batch:
+            with torch.no_grad():
+                self._codes_of_batch = batch, self.penalised_codes(batch)
+        specific, shared, rows = self._codes_of_batch[1]
+        groups = self.groups(batch)
+        return sum(
+            (
+                self.independence[m].learning_loss(
+                    specific[m][rows[m]], shared[m][rows[m]], None if groups is None else groups[rows[m]]
+                )
+                for m in self.modalities
+                if rows[m].sum() > 1
+            ),
+            start=torch.zeros((), device=self.device),
+        )
 
 
-def _beside(*parts: torch.Tensor) -> torch.Tensor:
+def beside(*parts: torch.Tensor) -> torch.Tensor:
     """Columns side by side; copies nothing when only one part has any."""
     parts = [part for part in parts if part.shape[1]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -185,7 +185,13 @@ def principal_components(
 
 
 def generalized_cca(
-    data: dict[str, np.ndarray], rows: dict[str, np.ndarray], n_obs: int, ridge: float, n_dims: int
+    data: dict[str, np.ndarray],
+    rows: dict[str, np.ndarray],
+    n_obs: int,
+    ridge: float,
+    n_dims: int,
+    *,
+    least_spread: float = 1e-12,
 ) -> dict[str, np.ndarray]:
     r"""Regularised generalised canonical correlation analysis with missing modalities.
 
@@ -206,6 +212,8 @@ def generalized_cca(
         :math:`r`, relative to the mean variance.
     n_dims
         Variates wanted, k.
+    least_spread
+        Variates that spread less, before they are scaled to unit variance, are rounding errors and become 0.
 
     Returns
     -------
@@ -233,7 +241,7 @@ def generalized_cca(
     for m, x in data.items():
         direction = vectors[offsets[m] : offsets[m] + x.shape[1]]
         spread = (whitened[m] @ direction).std(axis=0)
-        maps[m] = unmix[m] @ direction / np.where(spread > 1e-12, spread, np.inf)
+        maps[m] = unmix[m] @ direction / np.where(spread > least_spread, spread, np.inf)
     return maps
 
 

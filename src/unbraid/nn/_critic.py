@@ -32,7 +32,7 @@ class PairCritic(nn.Module):
     n_layers
         Number of linear layers.
     max_pairs
-        Pairs scored at a time. Memory of the backward pass is about ``6 * 4 * n_hidden * max_pairs`` bytes.
+        Pairs scored at a time; ``2**23 / n_hidden`` by default. Memory of the backward pass is about ``6 * 4 * n_hidden * max_pairs`` bytes.
 
     References
     ----------
@@ -48,8 +48,12 @@ class PairCritic(nn.Module):
     (torch.Size([4]), torch.Size([4, 4]))
     """
 
-    def __init__(self, n_a: int, n_b: int, *, n_hidden: int = 512, n_layers: int = 3, max_pairs: int = 2**14) -> None:
+    def __init__(
+        self, n_a: int, n_b: int, *, n_hidden: int = 512, n_layers: int = 3, max_pairs: int | None = None
+    ) -> None:
         super().__init__()
+        # 32 MB at a time: of smaller blocks the allocator gives fewer back
+        max_pairs = max(1, 2**23 // n_hidden) if max_pairs is None else max_pairs
         check_whole("max_pairs", max_pairs, 1)
         self.n_a, self.n_b, self.max_pairs = n_a, n_b, max_pairs
         self.network = MLP(n_a + n_b, 1, n_hidden=n_hidden, n_layers=n_layers)

@@ -477,7 +477,7 @@ class SplitModel(LatentMixin, BaseModelClass):
         cls.setup_mudata(mdata, source_registry=registry, extend_categories=True, **registry["setup_args"])
         model = cls(mdata, **deepcopy(reference._init_arguments()))
         try:
-            model.module.load_state_dict(reference.module.state_dict())
+            model.module.load_state_dict(model.module.extended_state(reference.module.state_dict()))
         except RuntimeError as error:
             raise ValueError(
                 "The encoders of this model take the batch as input, so they cannot read new batches. "

@@ -30,7 +30,7 @@ def test_help_teaches():
     assert "unbraid fit citeseq.h5mu" in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("model", ["linear-split", "clip", "disentangled-ssl"])
+@pytest.mark.parametrize("model", ["linear-split", "disentangled-ssl", "indiseek", "CoMM"])
 def test_fit_writes_the_codes(file, tmp_path, model):
     out = tmp_path / "split.h5mu"
     arguments = ["fit", str(file), "--model", model, "--out", str(out), "--batch-key", "batch", "--max-epochs", "1"]
@@ -38,7 +38,7 @@ def test_fit_writes_the_codes(file, tmp_path, model):
     assert result.exit_code == 0, result.output
     written = mudata.read_h5mu(out)
     assert np.isfinite(written.obsm["Z_c"]).all()
-    assert ("Z_s" in written["prot"].obsm) == (model != "clip")
+    assert ("Z_s" in written["prot"].obsm) == (model != "CoMM")
     assert (tmp_path / "model" / "model.pt").exists()
 
 

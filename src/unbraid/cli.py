@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,9 @@ def demo(
 def fit(
     data: Annotated[Path, typer.Argument(help="MuData (.h5mu) with at least two modalities.")],
     out: Annotated[Path, typer.Option(help="MuData to write, with the codes in `obsm`.")],
-    model: Annotated[str, typer.Option(help="linear-split, clip or disentangled-ssl.")] = "disentangled-ssl",
+    model: Annotated[
+        str, typer.Option(help="linear-split, disentangled-ssl, indiseek, ...; a wrong name lists all.")
+    ] = "disentangled-ssl",
     modalities: Annotated[str | None, typer.Option(help="Comma-separated; all by default. E.g. rna,prot")] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="MODALITY=LAYER; repeat. E.g. rna=counts, rna=obsm:X_pca")
@@ -122,14 +125,16 @@ def fit(
 
     with _errors(), _quiet():
         classes = {_dashed(name): getattr(models, name) for name in models.__all__ if name != "base"}
+        plain = lambda name: name.replace("-", "").replace("_", "").lower()
+        model = next((name for name in classes if plain(name) == plain(model)), model)
         if model not in classes:
             raise ValueError(f"--model {model}: there is {', '.join(classes)}.")
         if not out.suffix == ".h5mu":
             raise ValueError(f"--out {out}: the file must end in .h5mu.")
         mdata = _read(data)
         options = {"n_shared": n_shared, "n_specific": n_specific}
-        if model == "clip" and options.pop("n_specific") is not None:
-            raise ValueError("--n-specific: clip has no specific code.")
+        if "n_specific" not in signature(classes[model]).parameters and options.pop("n_specific") is not None:
+            raise ValueError(f"--n-specific: {model} has no specific code.")
         trained = _fit(
             mdata,
             classes[model],
@@ -386,6 +391,8 @@ def _pairs(values: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 def _dashed(name: str) -> str:
+    if name in ("IndiSeek", "CoMM"):  # one word, as people write them
+        return name.lower()
     words = "".join(
         f"-{c.lower()}" if c.isupper() and not name[:i][-1:].isupper() else c.lower() for i, c in enumerate(name)
     )

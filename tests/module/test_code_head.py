@@ -5,7 +5,9 @@ import pytest
 import torch
 from sklearn.cross_decomposition import CCA
 
+import unbraid as ub
 from unbraid.module._code_head import CodeHead
+from unbraid.module._contrastive import centered
 
 NAMES = ["a", "b", "c"]
 
@@ -94,3 +96,32 @@ def test_a_modality_without_training_cells_is_left_as_it_is():
         head = CodeHead(NAMES, 4, sphere=False, canonical=canonical)
         head.fit(raw, mask)
         assert all(torch.isfinite(value).all() for value in head.state_dict().values())
+
+
+def test_rows_are_centred_by_their_group():
+    x, groups = torch.randn(40, 3), torch.arange(40) % 3 + 5
+    found = centered(x, groups)
+    for g in groups.unique():
+        rows = groups == g
+        torch.testing.assert_close(found[rows], x[rows] - x[rows].mean(dim=0))
+    assert centered(x, None) is x
+
+
+@pytest.mark.parametrize("objective", ["deep_cca", "vicreg", "barlow_twins"])
+def test_correlation_objectives_earn_nothing_by_telling_batches_apart(objective):
+    """Shifting the codes of one batch changes no correlation and costs the offset."""
+    mdata = ub.data.simulate.citeseq(60, n_genes=20, n_proteins=8, seed=0)
+    ub.model.CLIP.setup_mudata(mdata, batch_key="batch")
+    model = ub.model.CLIP(mdata, n_shared=4, n_hidden=8, shared_objective=objective)
+    module, batch = model.module, model.adata_manager.create_torch_dataset()[np.arange(60)]
+    torch.manual_seed(0)
+    codes = {m: torch.randn(60, 4) for m in module.modalities}
+    shifted = {m: code + 5.0 * batch["batch"].unsqueeze(1) for m, code in codes.items()}
+    before, after = (module.shared_terms(c, batch) for c in (codes, shifted))
+    torch.testing.assert_close(after[objective][1](), before[objective][1](), rtol=1e-4, atol=1e-4)
+    assert before["batch_offset"][1]() < 0.1
+    assert after["batch_offset"][1]() > 0.8
+    assert after["batch_offset"][0] == 4.0
+    ub.model.CLIP.setup_mudata(mdata)
+    free = ub.model.CLIP(mdata, n_shared=4, shared_objective=objective)
+    assert free.module.shared_terms(codes, batch)["batch_offset"][0] == 0.0

@@ -144,7 +144,7 @@ class CoMMModule(ContrastiveModule):
 class CoMM(ContrastiveModel):
     r"""One representation of a cell from any of its modalities (Dufumier et al., ICLR 2025).
 
-    Encoders turn every modality into tokens, a transformer fuses the tokens of any set of modalities into
+    As in [1]_, encoders turn every modality into tokens, a transformer fuses the tokens of any set of modalities into
     :math:`z`, and a projection head is trained on two random views :math:`X', X''` of all modalities:
 
     .. math::

@@ -260,7 +260,7 @@ class FactorCLModule(ContrastiveModule):
 class FactorCL(ContrastiveModel):
     r"""Shared and unique information, bounded from below and above (Liang et al., NeurIPS 2023).
 
-    One backbone :math:`h_m` per modality, and heads on it. With :math:`x'` an augmented view of the cell, the loss is
+    As in [1]_, there is one backbone :math:`h_m` per modality, with heads on it. With :math:`x'` an augmented view of the cell, the loss is
 
     .. math::
         L = \underbrace{- I_\mathrm{NCE}(x_1; x_2) + I_\mathrm{CLUB}(x_1; x_2 \mid x_1', x_2')}_{\text{shared}}
@@ -284,7 +284,7 @@ class FactorCL(ContrastiveModel):
         ``"official"``: a head per bound, critics of width 512 and Adam at a constant 1e-4, as the released code, whose batches have 32
         to 128 samples. Options given by name win.
     supervision
-        ``"self"``: with augmented views, as above. ``"none"``: task-agnostic, without them. With :math:`x' = x` the
+        ``"self"``: with augmented views, as above. ``"none"``: task-agnostic, without them, as [2]_ trains it. With :math:`x' = x` the
         conditional bounds have nothing left to measure, :math:`I(x_1; x_2 \mid x_1, x_2) = 0`, and drop out; a view of
         itself would be found by any code, so :math:`I_\mathrm{NCE}(x_m; x_m')` becomes the bound between the
         unique head's code and the encoder's input :math:`x_m`.

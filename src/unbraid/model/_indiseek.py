@@ -130,7 +130,7 @@ class IndiSeek(ContrastiveModel):
     r"""Specific codes that are independent of the shared code and, with it, give the modality back.
 
     **Step 1** learns shared codes :math:`c_m` by contrast, as :class:`CLIP`. **Step 2** freezes them and learns
-    :math:`z_m = h_m(x_m)` for every modality (equation 2 of the paper):
+    :math:`z_m = h_m(x_m)` for every modality (equation 2 of [1]_):
 
     .. math::
         L_m = \mathrm{CLUB}(z_m; c_n) + \frac{\lambda}{2\, \mathbb E \|x_m\|^2}\,

@@ -79,15 +79,17 @@ class CodeHead(nn.Module):
         return rho.sqrt() * total / (1 + (present - 1) * rho)
 
     @torch.no_grad()
-    def fit(self, raw: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
-        """Fit to the outputs ``(n_obs, n_shared)`` of all training cells."""
+    def fit(self, raw: Mapping[str, Tensor], mask: Mapping[str, Tensor], groups: Tensor | None = None) -> None:
+        """Fit to the outputs ``(n_obs, n_shared)`` of all training cells; canonical axes within ``groups``, if given."""
         # a modality without training cells keeps its identity map
         seen = [m for m in self.modalities if mask[m].any()]
         rows = {m: mask[m].cpu().numpy().nonzero()[0] for m in seen}
         values = {m: raw[m].double().cpu().numpy()[rows[m]] for m in seen}
         n_obs = len(next(iter(mask.values())))
         if not self.sphere:
-            centred = {m: x - x.mean(axis=0) for m, x in values.items()}
+            centred = {
+                m: _centred(x, None if groups is None else groups.cpu().numpy()[rows[m]]) for m, x in values.items()
+            }
             if self.canonical:
                 width = self.offset.shape[1]
                 rotation = generalized_cca(centred, rows, n_obs, CANONICAL_RIDGE, width, least_spread=LEAST_SPREAD)
@@ -106,6 +108,16 @@ class CodeHead(nn.Module):
     @staticmethod
     def _put(buffer: Tensor, value: np.ndarray) -> None:
         buffer.copy_(torch.as_tensor(value, dtype=buffer.dtype))
+
+
+def _centred(x: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Rows less the mean of all, or of their group."""
+    if groups is None:
+        return x - x.mean(axis=0)
+    _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
+    total = np.zeros((len(count), x.shape[1]))
+    np.add.at(total, group, x)
+    return x - (total / count[:, None])[group]
 
 
 def _spread(x: np.ndarray) -> np.ndarray:

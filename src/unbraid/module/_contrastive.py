@@ -23,7 +23,14 @@ from unbraid.nn import (
     PerModality,
     sample_von_mises_fisher,
 )
-from unbraid.objectives import alignment, barlow_twins, canonical_correlation, info_nce, vicreg
+from unbraid.objectives import (
+    alignment,
+    barlow_twins,
+    canonical_correlation,
+    explained_variance,
+    info_nce,
+    vicreg,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,7 +84,8 @@ class ContrastiveModule(SplitModule):
     n_inner_steps, inner_lr, fresh_inner_batches
         Of the networks that some penalties refit.
     negatives
-        ``"batch"`` takes negatives from the anchor's own batch only, ``"all"`` from everywhere.
+        ``"batch"`` takes negatives from the anchor's own batch only, and correlations within batches; ``"all"``
+        takes them from everywhere.
     augmentation
         Random view of a cell: ``"auto"`` thins counts and puts noise and dropout on the rest.
     n_categories
@@ -248,12 +256,13 @@ class ContrastiveModule(SplitModule):
     def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
         """Fit the head of the shared codes once the shared encoders are trained."""
         if stage == self.head_stage:
-            raw, mask = [], []
+            raw, mask, groups = [], [], []
             for batch in batches:
                 raw.append(self.shared_codes(self.inputs(batch), batch))
                 mask.append(batch["mask"])
+                groups.append(self.groups(batch))
             whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
-            self.head.fit(whole(raw), whole(mask))
+            self.head.fit(whole(raw), whole(mask), None if self.negatives == "all" else torch.cat(groups))
 
     # ---- codes ----------------------------------------------------------------------------
 
@@ -353,8 +362,14 @@ class ContrastiveModule(SplitModule):
         """Terms of the shared objective for what the encoders gave."""
         if self.shared_objective in CORRELATION_OBJECTIVES:
             function = CORRELATION_OBJECTIVES[self.shared_objective]
-            pairs = lambda: self.over_pairs(lambda a, b, g: function(a, b, **self.shared_options), raw, batch)
-            return {self.shared_objective: (1.0, pairs)}
+            within = lambda a, b, g: function(centered(a, g), centered(b, g), **self.shared_options)
+            pairs = lambda: self.over_pairs(within, raw, batch)
+            # correlations do not see where a batch lies, so that nothing would take it out of the codes
+            offset = float(self.n_shared) if self.negatives == "batch" else 0.0
+            return {
+                self.shared_objective: (1.0, pairs),
+                "batch_offset": (offset, lambda: self.batch_offset(raw, batch)),
+            }
         mean = {m: self.head(m, code) for m, code in raw.items()}
         sample = {m: self.posterior_sample(mu) for m, mu in mean.items()}
         return {
@@ -371,6 +386,16 @@ class ContrastiveModule(SplitModule):
     def groups(self, batch: dict) -> torch.Tensor | None:
         """Which cells may be negatives of each other; None: all."""
         return batch["batch"] if self.negatives == "batch" else None
+
+    def batch_offset(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
+        """Share of the variance of the codes that lies between batches, mean over dimensions and modalities."""
+        groups, shares = self.groups(batch), []
+        for m, code in codes.items():
+            rows = batch["mask"][m]
+            x = code[rows]
+            if len(x) > 1:
+                shares.append(explained_variance(x, x - centered(x, groups)))
+        return sum(shares) / len(shares) if shares else sum(code.sum() for code in codes.values()) * 0.0
 
     def over_pairs(self, function: Callable, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """Average of ``function(codes_m, codes_n, groups)`` over the pairs of modalities, on the cells with both."""
@@ -439,6 +464,16 @@ class ContrastiveModule(SplitModule):
             ),
             start=torch.zeros((), device=self.device),
         )
+
+
+def centered(x: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+    """Rows less the mean of their group, so that what tells groups apart correlates with nothing."""
+    if groups is None:
+        return x
+    _, group = groups.unique(return_inverse=True)
+    count = torch.bincount(group).unsqueeze(1)
+    mean = x.new_zeros(len(count), x.shape[1]).index_add(0, group, x) / count
+    return x - mean[group]
 
 
 def beside(*parts: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,9 @@ def test_sums_without_a_block_are_those_of_the_rest(rng):
 
 
 @pytest.mark.parametrize(
-    "of", [lambda a, e: a + e, lambda a, e: a**2 + e, lambda a, e: np.where(a > 0, 3 * a * e, e)], ids=str
+    "of",
+    [lambda a, e: a + e, lambda a, e: a**2 + e, lambda a, e: np.where(a > 0, 3 * a * e, e)],
+    ids=["linear", "square", "variance"],
 )
 def test_dependence_of_several_kinds_is_found(rng, of):
     a, noise = rng.normal(size=(2, 400, 2))

@@ -6,10 +6,10 @@ Run it with::
 
 Both modalities show the batch, so that it is shared information: an InfoNCE whose negatives come from all batches is
 paid for encoding it, one whose negatives come from the cell's own batch is not. Not being paid is not being made to
-forget, so each kind of negatives is also tried on encoders that are told the batch and on inputs that are centred within
-batch, with log-normalised values. Measured on held-out cells: balanced accuracy of a probe of batch (by chance .5,
-linear and boosted) and of cell type from the joint code, and how often a cell's RNA finds its own proteins first, or
-among the first ten, of all held-out cells of its batch.
+forget, so each kind of negatives is also tried on encoders that are told the batch and on inputs that are centred
+within batch, with log-normalised values. Measured on held-out cells: balanced accuracy of a probe of batch (by chance
+.5, linear and boosted) and of cell type from the joint code, and how often a cell's RNA finds its own proteins first,
+or among the first ten, of all held-out cells of its batch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""IndiSeek's simulations (figures 1-2 and 6-17 of the paper) and a fifth setting: which coordinates a specific code holds.
+"""IndiSeek's simulations (figures 1-2, 6-17), and a fifth setting: which coordinates a specific code holds.
 
 Run it with::
 
     unbraid bench run indiseek
     python -m unbraid.benchmark.indiseek --settings 2 --lambdas 0.1 --seeds 5 --out rows.csv
 
-The oracle code c is given: a frozen encoder computes it from x. Two settings measure two things. An ideal specific code of
-settings 1 to 4 depends on the private coordinates alone, so their share of the masking importance is 1. In setting
-5 a good code is independent of c *because* it rescales x5 by x1, and its masking importance is bad by design: read
-the independence and the R2 of the true private values instead.
+The oracle code c is given: a frozen encoder computes it from x. Two settings measure two things. An ideal specific code
+of settings 1 to 4 depends on the private coordinates alone, so their share of the masking importance is 1. In setting 5
+a good code is independent of c *because* it rescales x5 by x1, and its masking importance is bad by design: read the
+independence and the R2 of the true private values instead.
 """
 
 from __future__ import annotations

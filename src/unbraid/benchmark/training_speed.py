@@ -10,9 +10,9 @@ clock stand those of the processor, which a busy machine does not stretch.
 
 ``recipe``: DisentangledSSL's simulation, 100 dense features per modality, with the networks, widths and batch of the
 released code. ``released`` is a plain PyTorch loop as that code has it: a loader that collates single samples,
-augmentation in a loop over samples, samplers that redraw until all are accepted, an optimiser per step. ``vectorised`` is
-the same with an augmentation of the whole batch, and ``ready`` takes its batches as tensors as well. They run in turn with
-``unbraid``, so that a machine whose speed drifts does not decide.
+augmentation in a loop over samples, samplers that redraw until all are accepted, an optimiser per step. ``vectorised``
+is the same with an augmentation of the whole batch, and ``ready`` takes its batches as tensors as well. They run in
+turn with ``unbraid``, so that a machine whose speed drifts does not decide.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class DisentangledSSLModule(ViewsModule):
 class DisentangledSSL(ContrastiveModel):
     r"""Shared and specific codes in two steps (Wang et al., ICLR 2025).
 
-    **Step 1** learns shared codes :math:`z_m \sim \mathrm{vMF}(\mu_m, \kappa)`, :math:`\mu_m = f_m(x_m) / \|f_m(x_m)\|`,
-    with as little else in them as possible:
+    **Step 1** learns shared codes :math:`z_m \sim \mathrm{vMF}(\mu_m, \kappa)`, :math:`\mu_m = f_m(x_m) /
+    \|f_m(x_m)\|`, with as little else in them as possible:
 
     .. math:: L_c = \mathrm{InfoNCE}(z_1, z_2) - \beta\, \mathbb E \langle \mu_1, \mu_2 \rangle ,
 
@@ -56,6 +56,9 @@ class DisentangledSSL(ContrastiveModel):
 
     with primes for a second random view of the cell. With more than two modalities step 1 averages
     over their pairs, and :math:`c_n` is the mean of the other modalities that the cell has.
+
+    On the paper's own, linear simulation :class:`LinearSplit` is better in every measure, in seconds; on real CITE-seq
+    cells it reads cell types better from the shared code.
 
     Parameters
     ----------

@@ -260,7 +260,8 @@ class FactorCLModule(ContrastiveModule):
 class FactorCL(ContrastiveModel):
     r"""Shared and unique information, bounded from below and above (Liang et al., NeurIPS 2023).
 
-    As in [1]_, there is one backbone :math:`h_m` per modality, with heads on it. With :math:`x'` an augmented view of the cell, the loss is
+    As in [1]_, there is one backbone :math:`h_m` per modality, with heads on it. With :math:`x'` an augmented view of
+    the cell, the loss is
 
     .. math::
         L = \underbrace{- I_\mathrm{NCE}(x_1; x_2) + I_\mathrm{CLUB}(x_1; x_2 \mid x_1', x_2')}_{\text{shared}}
@@ -272,6 +273,9 @@ class FactorCL(ContrastiveModel):
     bounds, and NCE-CLUB for the upper ones, whose critics an inner loop refits by InfoNCE. With more
     than two modalities bounds between modalities are averaged over their pairs, those within are summed.
 
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure, and the specific code
+    reads what is shared better than what is specific.
+
     Parameters
     ----------
     mdata
@@ -281,13 +285,13 @@ class FactorCL(ContrastiveModel):
     encoders
         Backbones: ``"mlp"``, a :class:`torch.nn.Module` that gives ``(n, n_embedding)``, or one of them per modality.
     preset
-        ``"official"``: a head per bound, critics of width 512 and Adam at a constant 1e-4, as the released code, whose batches have 32
-        to 128 samples. Options given by name win.
+        ``"official"``: a head per bound, critics of width 512 and Adam at a constant 1e-4, as the released code, whose
+        batches have 32 to 128 samples. Options given by name win.
     supervision
-        ``"self"``: with augmented views, as above. ``"none"``: task-agnostic, without them, as [2]_ trains it. With :math:`x' = x` the
-        conditional bounds have nothing left to measure, :math:`I(x_1; x_2 \mid x_1, x_2) = 0`, and drop out; a view of
-        itself would be found by any code, so :math:`I_\mathrm{NCE}(x_m; x_m')` becomes the bound between the
-        unique head's code and the encoder's input :math:`x_m`.
+        ``"self"``: with augmented views, as above. ``"none"``: task-agnostic, without them, as [2]_ trains it. With
+        :math:`x' = x` the conditional bounds have nothing left to measure, :math:`I(x_1; x_2 \mid x_1, x_2) = 0`, and
+        drop out; a view of itself would be found by any code, so :math:`I_\mathrm{NCE}(x_m; x_m')` becomes the bound
+        between the unique head's code and the encoder's input :math:`x_m`.
     heads
         ``"factor"``, the default: one head for what is shared and one for what is unique, as the paper writes it.
         ``"term"``: every bound has a head of its own per modality, five in all, as in the released code.

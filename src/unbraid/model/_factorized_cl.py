@@ -26,6 +26,8 @@ class FactorizedCL(ContrastiveModel):
 
     the variant of FactorCL that IndiSeek [1]_ compares with: the reconstruction is replaced by a contrast.
 
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+
     Parameters
     ----------
     mdata

@@ -78,6 +78,9 @@ class FOCAL(ContrastiveModel):
     against this: see the notes. With more than two modalities the first term averages over their pairs; terms between
     modalities take the cells that have both.
 
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure, and the specific code
+    reads what is shared better than what is specific.
+
     Parameters
     ----------
     mdata

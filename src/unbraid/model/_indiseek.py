@@ -142,6 +142,8 @@ class IndiSeek(ContrastiveModel):
     small one for independent ones. With more than two modalities :math:`c_n` is the mean of the
     shared codes of the other modalities that the cell has.
 
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+
     Parameters
     ----------
     mdata

@@ -27,6 +27,8 @@ class InfoDisen(ContrastiveModel):
     the variant of DisentangledSSL that IndiSeek [1]_ compares with. :math:`c_n` is the mean shared code of the other
     modalities that the cell has.
 
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+
     Parameters
     ----------
     mdata

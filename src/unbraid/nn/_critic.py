@@ -32,7 +32,8 @@ class PairCritic(nn.Module):
     n_layers
         Number of linear layers.
     max_pairs
-        Pairs scored at a time; ``2**23 / n_hidden`` by default. Memory of the backward pass is about ``6 * 4 * n_hidden * max_pairs`` bytes.
+        Pairs scored at a time; ``2**23 / n_hidden`` by default. Memory of the backward pass is about ``6 * 4 * n_hidden
+        * max_pairs`` bytes.
 
     References
     ----------

@@ -25,13 +25,13 @@ class CrossFittedResidual(nn.Module):
         r = \frac{x - m(c)}{s(c) / \bar s}
 
     If :math:`x = m(c) + s(c)\, \varepsilon` with noise :math:`\varepsilon` independent of :math:`c`, the residual is
-    that noise: an encoder that sees it alone cannot bring back the code. Every feature keeps its mean scale :math:`\bar s`
-    (of logarithms), so that one which the code determines stays near 0, instead of becoming pure error of regression; and
-    one of which less than 1 % is left unexplained is 0. Mean and scale are networks plus a linear map
-    that start as constants. Cells are spread over folds by a hash of their numbers; regressor :math:`k` learns
-    from the cells outside fold :math:`k` and is used for those inside it, so that no residual is shrunk by a
-    regressor that has learned this very cell by heart (cross-fitting [1]_). The scale learns from these out-of-fold
-    residuals, detached, so that it cannot excuse a bad mean.
+    that noise: an encoder that sees it alone cannot bring back the code. Every feature keeps its mean scale :math:`\bar
+    s` (of logarithms), so that one which the code determines stays near 0, instead of becoming pure error of
+    regression; and one of which less than 1 % is left unexplained is 0. Mean and scale are networks plus a linear map
+    that start as constants. Cells are spread over folds by a hash of their numbers; regressor :math:`k` learns from the
+    cells outside fold :math:`k` and is used for those inside it, so that no residual is shrunk by a regressor that has
+    learned this very cell by heart (cross-fitting [1]_). The scale learns from these out-of-fold residuals, detached,
+    so that it cannot excuse a bad mean.
 
     Condition and data are standardised by running means and variances, which :meth:`loss` keeps up to date, so
     neither needs a particular scale.

@@ -1,9 +1,10 @@
 """The terms that methods are made of, as pure functions: tensors in, a scalar or one value per sample out.
 
-They know no networks, no training and no data containers, so that each can be tested, logged and recombined alone.
-Most are losses, to be minimised; :func:`alignment` is a similarity and :func:`nce_bound` a lower bound, which a loss
+They know no networks, no training and no data containers, so that each can be tested, logged and recombined alone. Most
+are losses, to be minimised; :func:`alignment` is a similarity and :func:`nce_bound` a lower bound, which a loss
 subtracts. All of them average over the samples of a batch, but for ``orthogonality(kind="rows")``, which keeps the
-growth of the published loss, and :func:`vmf_kl`, which returns one value per sample. They stay finite, with finite gradients, for empty batches, single samples and zero vectors.
+growth of the published loss, and :func:`vmf_kl`, which returns one value per sample. They stay finite, with finite
+gradients, for empty batches, single samples and zero vectors.
 """
 
 from unbraid.objectives._club import club, gaussian_nll, nce_bound, nce_club

@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[type[ContrastiveModel], dict[str, Any]]] = {
     "none": (IndiSeek, {"independence": None}),
 }
 PUBLISHED = ("IndiSeek", "FactorizedCL", "InfoDisen")
-DEFAULT_METHODS = (*PUBLISHED, "predictability", "density_ratio", "residual")
+DEFAULT_METHODS = (*PUBLISHED, "standardized club", "predictability", "density_ratio", "residual")
 
 
 class OracleCode(nn.Module):

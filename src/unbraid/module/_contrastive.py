@@ -394,7 +394,7 @@ class ContrastiveModule(SplitModule):
             rows = batch["mask"][m]
             x = code[rows]
             if len(x) > 1:
-                shares.append(explained_variance(x, x - centered(x, groups)))
+                shares.append(explained_variance(x, x - centered(x, groups[rows])))
         return sum(shares) / len(shares) if shares else sum(code.sum() for code in codes.values()) * 0.0
 
     def over_pairs(self, function: Callable, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:

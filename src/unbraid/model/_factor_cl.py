@@ -12,8 +12,16 @@ from torch import nn
 from unbraid._messages import check_option, check_whole
 from unbraid.model.base import ContrastiveModel
 from unbraid.model.base._latents import UNTRAINED
-from unbraid.module import ContrastiveModule, Independence, InnerLoop, Latents, Stage, independence_weights, total_loss
-from unbraid.module._base import on_present_rows
+from unbraid.module import (
+    ContrastiveModule,
+    Independence,
+    InnerLoop,
+    Latents,
+    Stage,
+    independence_weights,
+    on_present_rows,
+    total_loss,
+)
 from unbraid.module._code_head import CodeHead
 from unbraid.nn import MLP, PairCritic, PerModality
 from unbraid.objectives import nce_bound
@@ -29,9 +37,6 @@ if TYPE_CHECKING:
 PRESETS: dict[str, dict[str, Any]] = {
     "official": {"heads": "term", "critic_n_hidden": 512, "lr": 1e-4, "inner_lr": 1e-4, "schedule": "constant"}
 }
-NOT_HERE = (
-    "shared_objective", "shared_options", "kappa", "beta", "center_alignment", "learn_temperature", "specific_encoders"
-)  # fmt: skip
 
 
 class Bound(NamedTuple):
@@ -74,9 +79,6 @@ class FactorCLModule(ContrastiveModule):
         temperature: float | None,
         **options: Any,
     ) -> None:
-        for name in NOT_HERE:
-            if name in options:
-                raise ValueError(f"FactorCL has no option `{name}`: its bounds have critics of their own.")
         check_option("`supervision`", supervision, ("self", "none"))
         check_option("`heads`", heads, ("term", "factor"))
         if lambda_ < 0:
@@ -348,6 +350,10 @@ class FactorCL(ContrastiveModel):
     """
 
     _module_cls = FactorCLModule
+    _without = (
+        "shared_objective", "shared_options", "kappa", "beta", "center_alignment", "learn_temperature", "specific_encoders"
+    )  # fmt: skip
+    _because = "its bounds have critics of their own."
     _default_batch_size = 128
 
     def __init__(

@@ -84,6 +84,9 @@ class ContrastiveModel(SplitModel):
 
     _module_cls = ContrastiveModule
     _decodes = False
+    # options of the family that make no sense for a method, and why
+    _without: tuple[str, ...] = ()
+    _because = ""
 
     def _build_module(
         self,
@@ -96,6 +99,8 @@ class ContrastiveModel(SplitModel):
         orthogonality: dict[str, Any] | None = None,
         **module_options: Any,
     ) -> ContrastiveModule:
+        if without := [name for name in self._without if name in module_options]:
+            raise ValueError(f"{type(self).__name__} has no option `{without[0]}`: {self._because}")
         if "orthogonality" in independence_weights(module_options.get("independence")):
             penalties = dict(module_options.get("independence_options") or {})
             given = penalties.get("orthogonality", {})

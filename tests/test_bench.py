@@ -16,7 +16,16 @@ from typer.testing import CliRunner
 
 import unbraid as ub
 from unbraid import benchmark, cli
-from unbraid.benchmark import _registry, _table, batch_negatives, citeseq_ranks, contrastive_table, training_speed
+from unbraid.benchmark import (
+    _registry,
+    _table,
+    batch_negatives,
+    citeseq_ranks,
+    contrastive_table,
+    disentangled_ssl,
+    disentangled_ssl_mixed,
+    training_speed,
+)
 from unbraid.benchmark._registry import EXPERIMENTS, Experiment
 
 runner = CliRunner()
@@ -360,6 +369,101 @@ def test_a_table_names_what_a_file_lacks(cells, tmp_path):
         contrastive_table.load_cells(tmp_path / "cells.h5mu", "celltype")
     with pytest.raises(KeyError, match="No modality 'ADT'"):
         contrastive_table.load_cells(tmp_path / "cells.h5mu", "cell_type", prot="ADT")
+
+
+# --- DisentangledSSL's simulations -----------------------------------------------------------------------------------
+
+
+def test_the_grid_of_a_seed_is_whole_before_the_next_and_step_2_follows_its_step_1():
+    grid = {"rivals": ["FOCAL"], "weights": [1.0, 2.0], "rival_lambdas": [0.0, 0.5]}
+    asked = list(disentangled_ssl.rows(2, betas=[0.0, 0.1, 9.0], lambdas=[0.0, 3.0], beta_of_step_2=0.1, **grid))
+    named = [" ".join(f"{row[key]:g}" for key in disentangled_ssl.GRID if row[key] == row[key]) for row in asked]
+    of_a_seed = ["0", "0.1", "0.1 0", "0.1 3", "9", "1 0", "1 0.5", "2 0", "2 0.5"]
+    assert named == ["", *of_a_seed, *of_a_seed]
+    assert [row["seed"] for row in asked] == [0] * 10 + [1] * 9
+    (_, *others) = disentangled_ssl.rows(1, betas=[9.0], lambdas=[], beta_of_step_2=0.1, **{**grid, "rivals": []})
+    assert [row["beta"] for row in others] == [9.0]
+
+
+def test_rows_are_probed_resumed_and_share_their_step_1(tmp_path, monkeypatch, capsys):
+    trained, fit = [], disentangled_ssl.fit
+
+    def recorded(model_class, mdata, epochs, seed, **options):
+        trained.append((model_class.__name__, options.get("beta"), options.get("lambda_")))
+        return fit(model_class, mdata, epochs, seed, **options)
+
+    monkeypatch.setattr(disentangled_ssl, "fit", recorded)
+    out = tmp_path / "rows.csv"
+    size = ["--n-obs", "400", "--seeds", "1", "--epochs", "1", "1", "--threads", "1", "--out", str(out)]
+    options = ["--betas", "0.1", "--weights", "2", "--rival-lambdas", "0.5"]
+    disentangled_ssl.main([*size, *options, "--lambdas", "0", "0.1"])
+    step_1 = ("DisentangledSSL", 0.1, None)
+    step_2 = [("DisentangledSSL", 0.1, 0.0), ("DisentangledSSL", 0.1, 0.1)]
+    assert trained == [step_1, *step_2, ("JointOpt", None, 0.5), ("FOCAL", None, 0.5)]
+
+    rows = pd.read_csv(out)
+    assert rows["model"].tolist() == ["LinearSplit"] + ["DisentangledSSL"] * 3 + ["JointOpt", "FOCAL"]
+    shared = [column for column in rows if column.startswith("[Z_c]: ")]
+    specific = [column for column in rows if column.startswith(("Z_s1: ", "Z_s2: "))]
+    assert (len(shared), len(specific)) == (3, 6)
+    assert rows[shared].ge(0.3).all(axis=None)
+    assert rows[specific].notna().all(axis=1).tolist() == [True, False, True, True, True, True]
+    assert rows[shared].iloc[1:4].nunique().eq(1).all()  # step 2 leaves the shared code alone
+    printed = capsys.readouterr().out
+    assert "Z_s1 (the best, a 0.01 to 0.1): Y_c 0.538 to 0.543, Y_s1 0.593 to 0.630 |" in printed
+    assert "[Z_c]: Y_c 0.778, Y_s1 0.668, Y_s2 0.676 |" in printed
+
+    trained.clear()
+    disentangled_ssl.main([*size, *options, "--lambdas", "0", "0.1", "10"])
+    assert trained == [step_1, ("DisentangledSSL", 0.1, 10.0)]
+    assert len(pd.read_csv(out)) == 7
+
+
+def test_published_points_are_those_of_their_setting():
+    assert disentangled_ssl.published("DisentangledSSL", 0.0, np.nan) == ""
+    assert disentangled_ssl.published("LinearSplit", np.nan, np.nan) == ""
+    assert disentangled_ssl.published("DisentangledSSL", 0.1, 0.0) == "Z_s1 (beta 0.1): Y_c 0.670, Y_s1 0.740"
+    assert disentangled_ssl.published("JointOpt", np.nan, 0.0).endswith("Y_c 0.710, Y_s1 0.750")
+
+
+def test_a_probe_reads_a_label_from_its_own_code_only():
+    mdata = ub.data.simulate.disentangled_ssl(1_000, seed=0)
+    scores = disentangled_ssl.probes({"Z": mdata.obs[["y_specific_x1"]].to_numpy(dtype=float)}, mdata)
+    assert scores["Z: Y_s1"] == 1
+    assert max(scores["Z: Y_c"], scores["Z: Y_s2"]) < 0.6
+
+
+def test_views_of_the_mixed_simulation_leave_unmixed_features_alone():
+    torch.manual_seed(0)
+    x = torch.randn(3_000, 100) + 5
+    view = disentangled_ssl_mixed.MixedNoiseDropout()(x)
+    assert torch.equal(view[:, 85:], x[:, 85:])
+    changed = (view != x)[:, :85]
+    n_changed = changed.sum(dim=1)
+    assert sorted(set(n_changed.clamp(max=9).tolist())) == [0, 8, 9]  # as it was; a tenth of 85 dropped; noise
+    assert changed.any(dim=0).all()
+    assert set(view[:, :85][n_changed == 8][changed[n_changed == 8]].tolist()) == {0.0}
+
+
+def test_the_weight_ratio_is_that_of_the_inner_products_diagonal():
+    weight = torch.randn(7, 100, generator=torch.Generator().manual_seed(0))
+    weight[:, 85:] *= 3
+    diagonal = np.diag(weight.numpy().T @ weight.numpy())
+    expected = diagonal[85:].mean() / diagonal[:85].mean()
+    assert disentangled_ssl_mixed.weight_ratio(weight) == pytest.approx(expected)
+    assert 6 < expected < 13
+
+
+def test_the_mixed_simulation_from_data_to_the_table(tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    options = ["--n-obs", "400", "--seeds", "2", "--betas", "10", "--epochs", "1", "--threads", "1", "--out", str(out)]
+    disentangled_ssl_mixed.main(options)
+    rows = pd.read_csv(out)
+    assert rows["model"].tolist() == ["LinearSplit", "DisentangledSSL", "DisentangledSSL"]
+    assert rows[["Z_c1: Y_c", "Z_c1: Y_s1", "Z_c1: Y_s2"]].ge(0.3).all(axis=None)
+    assert np.isnan(rows.loc[0, "ratio x1"])
+    np.testing.assert_allclose(rows.loc[1:, ["ratio x1", "ratio x2"]], 1, atol=0.2)  # hardly trained
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| nearly 80 |")
 
 
 # --- batch-aware negatives, speed -----------------------------------------------------------------------------------

@@ -70,13 +70,25 @@ EXPERIMENTS = (
     Experiment(
         name="disentangled-ssl",
         module="unbraid.benchmark.disentangled_ssl",
-        description="DisentangledSSL's simulation: accuracy of the codes by beta and lambda",
-        source="Wang et al. 2025, figures 4a and 4b",
-        quick=_words("--n-obs 10000 --seeds 1 --betas 0.1 10 1000 --lambdas 0 0.1 --epochs 25 15"),
+        description="DisentangledSSL's simulation: accuracy of the codes by beta and lambda, beside JointOpt and FOCAL",
+        source="Wang et al. 2025, figures 4, 7 and 8",
+        quick=_words(
+            "--n-obs 10000 --seeds 1 --betas 0.1 10 1000 --lambdas 0 0.1 --weights 0.1 --rival-lambdas 0 0.1 "
+            "--epochs 25 15"
+        ),
         full=_words(
             "--n-obs 90000 --seeds 3 --betas 0 0.001 0.01 0.1 0.5 1 5 10 50 100 300 500 1000 "
-            "--lambdas 0 0.001 0.01 0.1 1 10 100 --epochs 50 30"
+            "--lambdas 0 0.001 0.01 0.1 1 10 100 --weights 0.01 0.1 1 10 100 1000 "
+            "--rival-lambdas 0 0.001 0.01 0.1 1 10 100 --epochs 50 30"
         ),
+    ),
+    Experiment(
+        name="disentangled-ssl-mixed",
+        module="unbraid.benchmark.disentangled_ssl_mixed",
+        description="The same where some shared features are unmixed: accuracy of the shared code, and what it attends to",
+        source="Wang et al. 2025, figure 9",
+        quick=_words("--n-obs 20000 --seeds 1 --betas 0.001 10 1000"),
+        full=_words("--n-obs 90000 --seeds 3 --betas 0 0.001 0.01 0.1 0.5 1 5 10 50 100 300 500 1000"),
     ),
     Experiment(
         name="indiseek",

@@ -21,6 +21,7 @@ SIMULATORS = {
     "citeseq": lambda seed=0: simulate.citeseq(
         150, n_genes=60, n_proteins=12, n_peaks=40, missing={"rna": 0.3, "prot": 0.2}, seed=seed
     ),
+    "nonlinear": lambda seed=0: simulate.nonlinear(120, modalities=3, missing=0.4, seed=seed),
 }
 every_simulator = pytest.mark.parametrize("make", SIMULATORS.values(), ids=SIMULATORS.keys())
 
@@ -121,7 +122,8 @@ def test_truth_survives_writing(make, tmp_path):
 
 @pytest.mark.parametrize("n_obs", [0, 1.5, "many", None])
 @pytest.mark.parametrize(
-    "make", [simulate.disentangled_ssl, simulate.citeseq, lambda n_obs: simulate.indiseek(1, n_obs)]
+    "make",
+    [simulate.disentangled_ssl, simulate.citeseq, simulate.nonlinear, lambda n_obs: simulate.indiseek(1, n_obs)],
 )
 def test_a_bad_number_of_cells_is_named(make, n_obs):
     with pytest.raises(ValueError, match="`n_obs` must be a whole number"):
@@ -295,6 +297,154 @@ def test_indiseek_5_gives_the_importance_that_its_own_truth_has():
 def test_indiseek_refuses_other_settings(setting):
     with pytest.raises(ValueError, match="`setting` must be one of 1, 2, 3, 4, 5, got"):
         simulate.indiseek(setting)
+
+
+# --- nonlinear ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed() -> mudata.MuData:
+    return simulate.nonlinear(4_000)
+
+
+def test_nonlinear_has_the_shapes_that_were_asked_for(mixed):
+    assert list(mixed.mod) == ["x1", "x2"]
+    assert mixed.obsm["true_shared"].shape == (4_000, 8)
+    mdata = simulate.nonlinear(50, modalities=3, n_shared=2, n_specific=3, n_hidden=5, n_features=7)
+    assert list(mdata.mod) == ["x1", "x2", "x3"]
+    assert mdata.obsm["true_shared"].shape == (50, 2)
+    for adata in mdata.mod.values():
+        assert adata.shape == (50, 7)
+        assert adata.obsm["true_specific"].shape == (50, 3)
+        assert adata.obsm["true_specific"].dtype == np.float32
+        assert adata.var["truth"].tolist() == ["both"] * 7
+
+
+def test_nonlinear_follows_its_formula_with_features_of_unit_variance():
+    mdata = simulate.nonlinear(300, n_shared=3, n_specific=2, n_hidden=6, n_features=9, noise=0)
+    for name, adata in mdata.mod.items():
+        w = mdata.uns["simulation"]["mixing"][name]
+        v = np.concatenate([mdata.obsm["true_shared"], adata.obsm["true_specific"]], axis=1)
+        hidden = np.tanh(v @ w["weights_1"] + w["biases_1"]) @ w["weights_2"] + w["biases_2"]
+        hidden = np.maximum(hidden, 0.2 * hidden)
+        np.testing.assert_allclose(adata.X, hidden @ w["weights_3"] + w["biases_3"], atol=1e-5)
+        np.testing.assert_allclose(adata.X.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(adata.X.std(axis=0), 1, atol=1e-5)
+
+
+def test_nonlinear_mixing_without_noise_can_be_inverted(mixed):
+    clean = simulate.nonlinear(4_000, noise=0)
+    for name, adata in clean.mod.items():
+        w = clean.uns["simulation"]["mixing"][name]
+        hidden = (adata.X - w["biases_3"]) @ np.linalg.pinv(w["weights_3"])
+        hidden = np.where(hidden > 0, hidden, hidden / 0.2)
+        hidden = np.arctanh(np.clip((hidden - w["biases_2"]) @ np.linalg.inv(w["weights_2"]), -1 + 1e-6, 1 - 1e-6))
+        v = (hidden - w["biases_1"]) @ np.linalg.pinv(w["weights_1"])
+        truth = np.concatenate([clean.obsm["true_shared"], adata.obsm["true_specific"]], axis=1)
+        np.testing.assert_allclose(v, truth, atol=0.05)  # float32 at the flat end of tanh
+        np.testing.assert_array_equal(adata.obsm["true_specific"], mixed[name].obsm["true_specific"])
+
+
+def test_nonlinear_noise_is_as_large_as_asked_and_independent():
+    clean, noisy = (simulate.nonlinear(3_000, noise=noise) for noise in (0, 0.3))
+    residuals = {m: noisy[m].X - clean[m].X for m in clean.mod}
+    for name, residual in residuals.items():
+        np.testing.assert_allclose(residual.std(axis=0), 0.3, rtol=0.08)
+        assert abs(np.corrcoef(residual.ravel(), clean[name].X.ravel())[0, 1]) < 0.01
+    assert abs(np.corrcoef(residuals["x1"].ravel(), residuals["x2"].ravel())[0, 1]) < 0.01
+
+
+def test_nonlinear_latents_are_standard_normal_and_independent():
+    mdata = simulate.nonlinear(4_000, modalities=3)
+    z = np.concatenate(list(latents(mdata).values()), axis=1)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.07)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(32), atol=0.1)
+    np.testing.assert_allclose(np.corrcoef((z**2).T), np.eye(32), atol=0.1)
+
+
+def test_nonlinear_modalities_have_networks_of_their_own(mixed):
+    first, second = mixed.uns["simulation"]["mixing"].values()
+    assert all(not np.allclose(first[key], second[key]) for key in first)
+    np.testing.assert_allclose(first["weights_1"] @ first["weights_1"].T, 24 / 16 * np.eye(16), atol=1e-12)
+    np.testing.assert_allclose(first["weights_2"] @ first["weights_2"].T, np.eye(24), atol=1e-12)
+
+
+def test_nonlinear_labels_are_balanced_and_belong_to_their_latent(mixed):
+    z = latents(mixed)
+    train = (mixed.obs["split"] == "train").to_numpy()
+    assert train.sum() == 3_200
+    for column, own in (("y_shared", "shared"), ("y_specific_x1", "x1"), ("y_specific_x2", "x2")):
+        y = mixed.obs[column].to_numpy()
+        assert y.sum() == 2_000
+        for name, latent in z.items():
+            accuracy = LogisticRegression().fit(latent[train], y[train]).score(latent[~train], y[~train])
+            if name == own:
+                assert accuracy > 0.7
+            else:
+                assert accuracy == pytest.approx(0.5, abs=0.06)
+
+
+def test_nonlinear_modality_holds_its_own_latents_and_not_another_modalitys(mixed):
+    truth = latents(mixed)
+    for name, other in (("x1", "x2"), ("x2", "x1")):
+        r2 = {
+            key: 1 - ((z - cross_val_predict(Ridge(), mixed[name].X, z, cv=3)) ** 2).mean() / z.var()
+            for key, z in truth.items()
+        }
+        assert 0.6 < r2["shared"] < 0.95  # not linear
+        assert 0.6 < r2[name] < 0.95
+        assert r2[other] < 0.02
+
+
+@pytest.mark.parametrize(("modalities", "missing"), [(2, 0.5), (2, 1.0), (3, 0.4), (3, 1.0)])
+def test_nonlinear_missing_cells_are_absent_and_all_else_is_unchanged(modalities, missing):
+    arguments = {"n_obs": 120, "modalities": modalities}
+    whole = simulate.nonlinear(**arguments)
+    mdata = simulate.nonlinear(**arguments, missing=missing)
+    n_absent = np.zeros(120)
+    for name, adata in mdata.mod.items():
+        assert adata.n_obs == 120 - 120 * missing / modalities
+        n_absent += ~whole.obs_names.isin(adata.obs_names)
+        np.testing.assert_array_equal(adata.X, whole[name][adata.obs_names].X)
+        np.testing.assert_array_equal(adata.obsm["true_specific"], whole[name][adata.obs_names].obsm["true_specific"])
+    assert n_absent.max() == 1
+    assert n_absent.sum() == 120 * missing
+    assert mdata.obs.equals(whole.obs)
+    np.testing.assert_array_equal(mdata.obsm["true_shared"], whole.obsm["true_shared"])
+
+
+def test_nonlinear_third_modality_changes_neither_of_the_others():
+    two, three = (simulate.nonlinear(40, modalities=m) for m in (2, 3))
+    for name in ("x1", "x2"):
+        np.testing.assert_array_equal(two[name].X, three[name].X)
+        assert two.obs[f"y_specific_{name}"].equals(three.obs[f"y_specific_{name}"])
+
+
+def test_nonlinear_network_does_not_change_with_the_number_of_cells(mixed):
+    few = simulate.nonlinear(30).uns["simulation"]["mixing"]["x1"]
+    many = mixed.uns["simulation"]["mixing"]["x1"]
+    for key in ("weights_1", "biases_1", "weights_2", "biases_2"):
+        np.testing.assert_array_equal(few[key], many[key])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_obs": 1}, "`n_obs` must be a whole number of at least 2"),
+        ({"modalities": 1}, "`modalities` must be a whole number of at least 2"),
+        ({"n_shared": 0}, "`n_shared` must be a whole number of at least 1"),
+        ({"n_specific": 0}, "`n_specific` must be a whole number of at least 1"),
+        ({"n_hidden": 15}, "`n_hidden` must be a whole number of at least 16"),
+        ({"n_features": 23}, "`n_features` must be a whole number of at least 24"),
+        ({"noise": -0.1}, "`noise` must be finite and not negative"),
+        ({"noise": float("nan")}, "`noise`"),
+        ({"missing": 1.1}, "`missing` must be between 0 and 1"),
+        ({"missing": -0.1}, "`missing`"),
+    ],
+)
+def test_nonlinear_names_a_bad_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        simulate.nonlinear(**{"n_obs": 20, **arguments})
 
 
 # --- CITE-seq -------------------------------------------------------------------------------------------------------

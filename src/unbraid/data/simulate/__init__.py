@@ -3,5 +3,6 @@
 from unbraid.data.simulate._citeseq import citeseq
 from unbraid.data.simulate._disentangled_ssl import disentangled_ssl, disentangled_ssl_mixed
 from unbraid.data.simulate._indiseek import indiseek
+from unbraid.data.simulate._nonlinear import nonlinear
 
-__all__ = ["citeseq", "disentangled_ssl", "disentangled_ssl_mixed", "indiseek"]
+__all__ = ["citeseq", "disentangled_ssl", "disentangled_ssl_mixed", "indiseek", "nonlinear"]

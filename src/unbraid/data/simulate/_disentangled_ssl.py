@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
-from torch import nn
 
 from unbraid._messages import check_whole
-from unbraid.data.simulate._common import assemble, cell_names, split_column
+from unbraid.data.simulate._common import assemble, cell_names, random_label, reference_split, split_column
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -125,30 +123,7 @@ def _simulate(recipe: str, n_obs: int, seed: int, *, n_pure: int) -> MuData:
         )
 
     latents = {"y_specific_x1": specific_1, "y_shared": shared, "y_specific_x2": specific_2}
-    labels = {key: _label(latents[key], rng, torch_seed=torch_seed) for key, torch_seed in LABEL_SEEDS.items()}
-    obs = pd.DataFrame({**labels, "split": split_column(_is_train(n_obs))}, index=names)
+    labels = {key: random_label(latents[key], rng, torch_seed=torch_seed) for key, torch_seed in LABEL_SEEDS.items()}
+    obs = pd.DataFrame({**labels, "split": split_column(reference_split(n_obs))}, index=names)
     simulation = {"recipe": recipe, "parameters": {"n_obs": n_obs, "seed": seed}, "mixing": mixing}
     return assemble(mod, obs, shared=shared, simulation=simulation)
-
-
-def _label(latent: np.ndarray, rng: np.random.RandomState, *, torch_seed: int) -> np.ndarray:
-    """Median split of an untrained network's noisy output; the reference's sigmoid before it changes no order."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # Not torch.manual_seed, which would reseed the caller's GPUs as well.
-        torch.random.default_generator.manual_seed(torch_seed)
-        kwargs = {"device": "cpu", "dtype": torch.float32}
-        network = nn.Sequential(nn.Linear(latent.shape[1], 100, **kwargs), nn.ReLU(), nn.Linear(100, 1, **kwargs))
-        for layer in (network[0], network[2]):
-            nn.init.xavier_uniform_(layer.weight)
-        score = network(torch.from_numpy(latent.astype(np.float32))).numpy()
-    score = score + rng.normal(0.0, 0.1, score.shape)
-    return (score >= np.median(score)).ravel().astype(np.int64)
-
-
-def _is_train(n_obs: int) -> np.ndarray:
-    """Rows that ``torch.utils.data.random_split`` puts first under seed 0: the head of one permutation."""
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    order = torch.randperm(n_obs, generator=generator, device="cpu").numpy()
-    is_train = np.zeros(n_obs, dtype=bool)
-    is_train[order[: int(0.8 * n_obs)]] = True
-    return is_train

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-import torch
 from lightning.pytorch import Trainer
 
-from unbraid.data import BlockSampler, block_loader, split_indices
+from unbraid.data import split_indices
 from unbraid.model.base import SplitModel
 from unbraid.module import LinearModule
-from unbraid.module._linear import RIDGES, batch_means, generalized_cca, principal_components, select_canonical
+from unbraid.train import fit_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from mudata import MuData
 
+    from unbraid.module._linear import CanonicalSelection
     from unbraid.nn import InputTransform
-
-# Largest block: 2,048 cells, fewer when they are wide; a float64 copy stays below 200 MB.
-BLOCK_ROWS, BLOCK_VALUES = 2_048, 20_000_000
 
 
 class LinearSplit(SplitModel):
@@ -140,70 +133,29 @@ class LinearSplit(SplitModel):
         labels = None if split_key is None else self._split_labels(split_key)
         sizes = {} if split_key else {"train_size": train_size, "validation_size": validation_size}
         parts = split_indices(dataset.n_obs, labels=labels, seed=seed, **sizes)
-        train, presence = parts["train"], dataset.presence
-        self._check_parts(presence, parts)
-        if (paired := int((presence[train].sum(axis=1) > 1).sum())) < 10:
-            raise ValueError(f"Only {paired} training cells have two modalities; LinearSplit needs at least 10.")
-
-        batch = dataset.batch if self.module.center_batches else np.zeros(dataset.n_obs, dtype=np.int64)
-        rows = {m: train[presence[train, k]] for k, m in enumerate(self.modalities)}
-        reduced = {m: self._reduce(dataset, m, rows[m], batch, seed) for m in self.modalities}
-        n_dims = self.n_shared or min(x.shape[1] for x in reduced.values())
-        n_dims = min(n_dims, *(x.shape[1] for x in reduced.values()))
-        ridges = RIDGES if self.ridge is None else (self.ridge,)
-        chosen = select_canonical(reduced, rows, batch, n_dims, ridges=ridges, n_permutations=n_permutations, seed=seed)
-        rank = n_dims if self.n_shared else max(chosen.rank, 1)
-        if chosen.rank == 0:
-            warnings.warn(
-                "No dimension is shared beyond chance: held-out correlations do not exceed those of randomly "
-                "re-paired cells. Do cell names match between modalities?",
-                UserWarning,
-                stacklevel=2,
-            )
-        maps = generalized_cca(reduced, rows, dataset.n_obs, chosen.ridge, rank)
-        for m, x in reduced.items():
-            self._set_maps(m, x, maps[m])
-        correlations = np.clip(chosen.correlations[:rank], 1e-3, 1.0)
-        self.module.correlations.value = torch.as_tensor(correlations, dtype=torch.float32)
-        self._record(chosen)
+        self._check_parts(dataset.presence, parts)
+        fit = fit_linear(
+            self.module,
+            dataset,
+            parts["train"],
+            n_shared=self.n_shared,
+            n_specific=self.n_specific,
+            n_components=self.n_components,
+            ridge=self.ridge,
+            n_permutations=n_permutations,
+            seed=seed,
+            name=type(self).__name__,
+        )
+        self.history_ = linear_history(fit.selection)
         self.train_indices_, self.validation_indices_, self.test_indices_ = parts.values()
         self.seed_, self.is_trained_ = seed, True
 
-    def _reduce(self, dataset, modality: str, rows: np.ndarray, batch: np.ndarray, seed: int) -> np.ndarray:
-        """Centred principal components of a modality's training cells, float64 ``(n, p)``."""
-        layer = self.module.input_layers[modality].cpu()
-        block_rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // layer.n_features))
 
-        def blocks() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-            for part in block_loader(dataset, BlockSampler(rows, block_rows)):
-                x = layer(part["x"][modality], part["size_factor"].get(modality))
-                yield x.double().numpy(), batch[part["index"].numpy()]
-
-        means = batch_means(blocks, int(batch.max()) + 1)
-        n_components = min(self.n_components, max(len(rows) - 1, 1))
-        components = principal_components(blocks, means, n_components, seed)
-        self.module.maps[modality].set(mean=means, components=components)
-        return np.concatenate([(x - means[b + 1]) @ components for x, b in blocks()])
-
-    def _set_maps(self, modality: str, x: np.ndarray, shared: np.ndarray) -> None:
-        """Regress the shared code out and keep the principal components of the rest."""
-        code = x @ shared
-        explained = np.linalg.lstsq(code, x, rcond=None)[0]
-        residual = x - code @ explained
-        variance, vectors = np.linalg.eigh(residual.T @ residual / len(x))
-        variance, vectors = np.maximum(variance[::-1], 0.0), vectors[:, ::-1]
-        n_specific = self.n_specific
-        if n_specific is None:
-            share = np.cumsum(variance) / max(variance.sum(), 1e-300)
-            n_specific = min(int(np.searchsorted(share, 0.999)) + 1, 50)
-        self.module.maps[modality].set(
-            shared=shared, explained=explained, specific=vectors[:, : min(n_specific, x.shape[1])]
-        )
-
-    def _record(self, chosen) -> None:
-        dimension = pd.RangeIndex(len(chosen.correlations), name="dimension")
-        self.history_ = {
-            "linear/correlation": pd.DataFrame({"correlation": chosen.correlations}, index=dimension),
-            "linear/threshold": pd.DataFrame({"threshold": [chosen.threshold]}),
-            "linear/ridge": pd.DataFrame({"ridge": [chosen.ridge]}),
-        }
+def linear_history(selection: CanonicalSelection) -> dict[str, pd.DataFrame]:
+    """What the choice of ridge and rank goes by, as data frames."""
+    dimension = pd.RangeIndex(len(selection.correlations), name="dimension")
+    return {
+        "linear/correlation": pd.DataFrame({"correlation": selection.correlations}, index=dimension),
+        "linear/threshold": pd.DataFrame({"threshold": [selection.threshold]}),
+        "linear/ridge": pd.DataFrame({"ridge": [selection.ridge]}),
+    }

@@ -12,6 +12,7 @@ from unbraid.objectives._correlation import barlow_twins, canonical_correlation,
 from unbraid.objectives._distance_correlation import distance_correlation
 from unbraid.objectives._info_nce import alignment, info_nce
 from unbraid.objectives._kernel import hsic
+from unbraid.objectives._likelihood_ratio import canonical_log_ratio
 from unbraid.objectives._nt_xent import nt_xent
 from unbraid.objectives._orthogonality import orthogonality
 from unbraid.objectives._prediction import density_ratio, discrimination, explained_variance, scaled_squared_error
@@ -22,6 +23,7 @@ __all__ = [
     "barlow_twins",
     "bessel_ratio",
     "canonical_correlation",
+    "canonical_log_ratio",
     "club",
     "density_ratio",
     "discrimination",

@@ -1,13 +1,14 @@
 """From a MuData to batches: registration, presence masks, loaders, splits; and simulators with known truth."""
 
 from unbraid.data import datasets, simulate
-from unbraid.data._dataset import MultimodalDataset
+from unbraid.data._dataset import CachedDataset, MultimodalDataset
 from unbraid.data._fields import ModalityField, positions, registry_key
 from unbraid.data._loader import BlockSampler, MultimodalDataModule, block_loader, split_indices
 from unbraid.data._manager import MultimodalManager, build_fields
 
 __all__ = [
     "BlockSampler",
+    "CachedDataset",
     "ModalityField",
     "MultimodalDataModule",
     "MultimodalDataset",

@@ -125,3 +125,32 @@ class MultimodalDataset(Dataset):
             "continuous": torch.from_numpy(self._continuous[indices]),
             "index": torch.from_numpy(indices),
         }
+
+
+class CachedDataset(Dataset):
+    """Batches of cells whose tensors are all in memory: what a model computed of them once.
+
+    Parameters
+    ----------
+    tensors
+        What a batch holds, for all cells of ``indices`` in their order: tensors, or dictionaries of them.
+    indices
+        Numbers of these cells among all, distinct.
+    n_obs
+        Number of all cells.
+    """
+
+    def __init__(self, tensors: dict[str, Any], indices: np.ndarray, n_obs: int) -> None:
+        self.tensors, self.n_obs = tensors, n_obs
+        self._row = np.full(n_obs, -1)
+        self._row[indices] = np.arange(len(indices))
+
+    def __len__(self) -> int:
+        return self.n_obs
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        rows = torch.from_numpy(self._row[np.array(indices, dtype=np.int64, ndmin=1)])
+        if (rows < 0).any():
+            raise IndexError("Not all of these cells are in memory.")
+        take = lambda x: {name: take(part) for name, part in x.items()} if isinstance(x, dict) else x[rows]
+        return take(self.tensors)

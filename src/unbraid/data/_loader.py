@@ -207,9 +207,9 @@ class MultimodalDataModule(LightningDataModule):
         """The training cells in another order, for inner loops that want batches of their own."""
         return self._loader("train", shuffle=True, seed=self.seed + 1)
 
-    def whole_dataloader(self) -> DataLoader:
-        """All training cells once, in their own order; under distributed training in every process."""
-        sampler = BlockSampler(self.parts["train"], self.batch_size)
+    def whole_dataloader(self, part: str = "train") -> DataLoader:
+        """All cells of a part once, in their own order; under distributed training in every process."""
+        sampler = BlockSampler(self.parts[part], self.batch_size)
         return block_loader(self.dataset, sampler, **self.loader_kwargs)
 
     def val_dataloader(self) -> DataLoader | list:

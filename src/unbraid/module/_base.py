@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -65,6 +66,12 @@ class Stage:
         Largest norm of the gradient; None does not clip.
     inner
         An inner loop, if the method has one.
+    early_stopping
+        What early stopping does, where the user has it: ``"stop"`` when the validation loss no longer falls and take
+        the weights of the best epoch; ``"best"``, only take these weights, for a loss that may rise before it falls;
+        ``"never"``, for a game against an inner loop, whose loss is lowest before it has begun.
+    n_steps
+        Default number of steps, about; None leaves it to the model.
     """
 
     name: str
@@ -75,6 +82,8 @@ class Stage:
     schedule: Literal["constant", "cosine"] = "constant"
     gradient_clip: float | None = None
     inner: InnerLoop | None = None
+    early_stopping: Literal["stop", "best", "never"] = "stop"
+    n_steps: int | None = None
 
 
 @dataclass
@@ -132,6 +141,33 @@ def on_present_rows(
         return function(*inputs)
     values = function(*(None if x is None else x[mask] for x in inputs))
     return values.new_zeros(len(mask), values.shape[1]).index_put((mask.nonzero().squeeze(1),), values)
+
+
+def over_pairs(
+    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    codes: Mapping[str, torch.Tensor],
+    mask: Mapping[str, torch.Tensor],
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Average of ``function(codes_m, codes_n, groups)`` over the pairs of modalities, on the cells with both."""
+    values = []
+    for m, n in combinations(codes, 2):
+        both = mask[m] & mask[n]
+        if both.all():
+            values.append(function(codes[m], codes[n], groups))
+        elif both.sum() > 1:
+            values.append(function(codes[m][both], codes[n][both], None if groups is None else groups[both]))
+    return sum(values) / len(values) if values else sum(code.sum() for code in codes.values()) * 0.0
+
+
+def centered(x: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+    """Rows less the mean of their group, so that what tells groups apart correlates with nothing."""
+    if groups is None:
+        return x
+    _, group = groups.unique(return_inverse=True)
+    count = torch.bincount(group).unsqueeze(1)
+    mean = x.new_zeros(len(count), x.shape[1]).index_add(0, group, x) / count
+    return x - mean[group]
 
 
 class SplitModule(BaseModuleClass):
@@ -201,6 +237,20 @@ class SplitModule(BaseModuleClass):
         batches
             All training cells, once; nothing is computed unless they are asked for.
         """
+
+    def validate_stage(self, stage: str, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:
+        """Quantities of all validation cells at once, after every epoch; none by default.
+
+        A ``"loss"`` among them takes the place of the mean loss of the validation batches: early stopping follows it.
+
+        Parameters
+        ----------
+        stage
+            Name of the stage.
+        train, validation
+            All training and all validation cells, once; nothing is computed unless they are asked for.
+        """
+        return {}
 
     def extended_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """State of a module that knew fewer batches, made to fit this one; as it is by default."""

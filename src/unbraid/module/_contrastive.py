@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,7 +10,16 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from unbraid._messages import check_option
-from unbraid.module._base import InnerLoop, Latents, SplitModule, Stage, on_present_rows, total_loss
+from unbraid.module._base import (
+    InnerLoop,
+    Latents,
+    SplitModule,
+    Stage,
+    centered,
+    on_present_rows,
+    over_pairs,
+    total_loss,
+)
 from unbraid.module._code_head import CodeHead
 from unbraid.module._independence import Independence, IndependenceChoice, independence_weights
 from unbraid.nn import (
@@ -399,15 +407,8 @@ class ContrastiveModule(SplitModule):
         return sum(shares) / len(shares) if shares else sum(code.sum() for code in codes.values()) * 0.0
 
     def over_pairs(self, function: Callable, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
-        """Average of ``function(codes_m, codes_n, groups)`` over the pairs of modalities, on the cells with both."""
-        groups, mask, values = self.groups(batch), batch["mask"], []
-        for m, n in combinations(codes, 2):
-            both = mask[m] & mask[n]
-            if both.all():
-                values.append(function(codes[m], codes[n], groups))
-            elif both.sum() > 1:
-                values.append(function(codes[m][both], codes[n][both], None if groups is None else groups[both]))
-        return sum(values) / len(values) if values else sum(code.sum() for code in codes.values()) * 0.0
+        """:func:`over_pairs` with the batch's masks and groups."""
+        return over_pairs(function, codes, batch["mask"], self.groups(batch))
 
     def info_nce(self, a: torch.Tensor, b: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
         """InfoNCE of two codes at the module's temperature."""
@@ -465,16 +466,6 @@ class ContrastiveModule(SplitModule):
             ),
             start=torch.zeros((), device=self.device),
         )
-
-
-def centered(x: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
-    """Rows less the mean of their group, so that what tells groups apart correlates with nothing."""
-    if groups is None:
-        return x
-    _, group = groups.unique(return_inverse=True)
-    count = torch.bincount(group).unsqueeze(1)
-    mean = x.new_zeros(len(count), x.shape[1]).index_add(0, group, x) / count
-    return x - mean[group]
 
 
 def beside(*parts: torch.Tensor) -> torch.Tensor:

@@ -181,6 +181,14 @@ class StagedPlan(LightningModule):
             stacked, weights = (self.trainer.strategy.reduce(t, reduce_op="sum") for t in (stacked, weights))
         return {f"{name}_{part}": value for name, value in zip(sums, (stacked / weights).tolist(), strict=True)}
 
+    def _validation_of_all(self) -> dict[str, float]:
+        """What the module makes of all validation cells at once."""
+        cells = lambda part: (
+            self.transfer_batch_to_device(batch, self.device, 0) for batch in self.datamodule.whole_dataloader(part)
+        )
+        found = self.module.validate_stage(self.stage.name, cells("train"), cells("validation"))
+        return {f"{name}_validation": float(value) for name, value in found.items()}
+
     def _seed(self, epoch: int, step: int) -> None:
         sequence = np.random.SeedSequence([self.seed, epoch, step, self.global_rank])
         seed = int(sequence.generate_state(1, np.uint64)[0])
@@ -204,7 +212,7 @@ class StagedPlan(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation means under Lightning, for early stopping and loggers."""
-        self._validation_means = self._means("validation")
+        self._validation_means = self._means("validation") | self._validation_of_all()
         self.log_dict(self._renamed(self._validation_means))
 
     def on_train_epoch_end(self) -> None:

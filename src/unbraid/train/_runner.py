@@ -118,7 +118,8 @@ def run_stages(
         If the loss becomes NaN.
     """
     for stage in stages:
-        if epochs[stage.name] and not any(p.requires_grad for p in module.parameters_of(stage.parts)):
+        parameters = list(module.parameters_of(stage.parts))  # none: an earlier stage builds them
+        if epochs[stage.name] and parameters and not any(p.requires_grad for p in parameters):
             raise ValueError(
                 f"Stage {stage.name!r} has nothing to train: no parameter of {', '.join(stage.parts)} requires a "
                 f"gradient. Leave it out by `max_epochs={{{stage.name!r}: 0}}`."
@@ -166,9 +167,11 @@ def _run_stage(
     given = dict(options.trainer_options or {})
     callbacks = given.pop("callbacks", None) or []
     callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)  # the user's list stays as it is
-    if options.early_stopping and len(datamodule.parts["validation"]) > 0:
+    if options.early_stopping and stage.early_stopping != "never" and len(datamodule.parts["validation"]) > 0:
         callbacks.append(BestWeights("validation_loss"))
-        callbacks.append(StageEarlyStopping("validation_loss", patience=options.patience, min_delta=options.min_delta))
+        if stage.early_stopping == "stop":
+            stop = StageEarlyStopping("validation_loss", patience=options.patience, min_delta=options.min_delta)
+            callbacks.append(stop)
     if options.progress_bar:
         callbacks.append(StageProgress(*place))
     if last is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from numbers import Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch import Trainer
 from mudata import MuData
 from scvi import settings
 from scvi.model.base import BaseModelClass
@@ -31,6 +33,9 @@ from unbraid.train import RunOptions, resumed_seed, run_stages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch.utils.data import Dataset
+
+    from unbraid.data import MultimodalDataset
     from unbraid.module import SplitModule
     from unbraid.nn import InputTransform, Likelihood
 
@@ -321,12 +326,16 @@ class SplitModel(LatentMixin, BaseModelClass):
             seed=seed,
         )
         self._check_parts(dataset.presence, parts)
+        stages = self._stages(lr, weight_decay)
+        epochs = self._epochs(max_epochs, stages, len(parts["train"]), batch_size)
+        if unknown := sorted(set(trainer_kwargs) - set(signature(Trainer).parameters)):
+            raise TypeError(f"{type(self).__name__}.train() got an unexpected option {unknown[0]!r}.")
+        dataset = self._start(dataset, parts, seed)
         loader_options = {"drop_last": self._drop_last, **(datasplitter_kwargs or {})}
         datamodule = MultimodalDataModule(
             dataset, parts, min(batch_size, len(parts["train"])), seed=seed, **loader_options
         )
-        stages = self._stages(lr, weight_decay)
-        epochs = self._epochs(max_epochs, stages, len(parts["train"]), batch_size)
+        stages = self._stages(lr, weight_decay)  # again: a start may know better
         shown = trainer_kwargs.pop("enable_progress_bar", True)
         show = shown if progress_bar is None else progress_bar
         options = RunOptions(
@@ -346,6 +355,13 @@ class SplitModel(LatentMixin, BaseModelClass):
         self._append_history(history)
         self.train_indices_, self.validation_indices_, self.test_indices_ = parts.values()
         self.seed_, self.is_trained_ = seed, True
+
+    def _start(self, dataset: MultimodalDataset, parts: dict[str, np.ndarray], seed: int) -> Dataset:
+        """What comes before the stages, such as a fit in closed form.
+
+        Returns the cells that the stages read: by default those that were given.
+        """
+        return dataset
 
     def _training_seed(self, seed: int | None) -> int:
         """Seed of a training, after a look whether there is something to train on."""
@@ -390,13 +406,16 @@ class SplitModel(LatentMixin, BaseModelClass):
 
     def _epochs(self, max_epochs, stages, n_train: int, batch_size: int) -> dict[str, int]:
         steps = -(-n_train // batch_size)
-        default = max(1, min(MAX_DEFAULT_EPOCHS, -(-DEFAULT_STEPS // steps)))
+        default = lambda n_steps: max(1, min(MAX_DEFAULT_EPOCHS, -(-n_steps // steps)))
         if max_epochs is None or isinstance(max_epochs, dict):
             given = max_epochs or {}
             self._check_stage_names("max_epochs", given)
         else:
             given = {stage.name: max_epochs for stage in stages}
-        epochs = {stage.name: given.get(stage.name, stage.max_epochs or default) for stage in stages}
+        epochs = {
+            stage.name: given.get(stage.name, stage.max_epochs or default(stage.n_steps or DEFAULT_STEPS))
+            for stage in stages
+        }
         for n in epochs.values():
             check_whole("max_epochs", n, 0)
         return {name: int(n) for name, n in epochs.items()}

@@ -108,3 +108,22 @@ class InputLayer(nn.Module):
         if self.transform == "identity":
             return x
         return (x - self.center).mul_(self.inverse_scale)
+
+    def inverse(self, x: torch.Tensor, size_factor: torch.Tensor | None = None) -> torch.Tensor:
+        """Values that the transform would make into ``x``; none below 0 where values are counts.
+
+        Parameters
+        ----------
+        x
+            Transformed values, shape ``(n, n_features)``.
+        size_factor
+            Of ``log1p`` and ``clr``: size factors, or totals, of the cells, shape ``(n,)``; the median by default.
+        """
+        if self.transform in ("log1p", "clr"):
+            size = x.new_full((len(x),), self.reference) if size_factor is None else size_factor
+            if self.transform == "log1p":
+                return torch.expm1(x).clamp(min=0) * (size / self.reference).unsqueeze(1)
+            # the offset that gives the cell its total
+            offset = (size + self.n_features).log() - x.logsumexp(dim=1)
+            return torch.expm1(x + offset.unsqueeze(1)).clamp(min=0)
+        return x if self.transform == "identity" else x / self.inverse_scale + self.center

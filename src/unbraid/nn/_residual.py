@@ -82,7 +82,7 @@ class CrossFittedResidual(nn.Module):
         super().__init__()
         check_whole("n_folds", n_folds, 2)
         check_whole("n_layers", n_layers, 1)
-        self.n_folds = n_folds
+        self.n_folds, self.n_condition = n_folds, n_condition
         self.condition_scale, self.data_scale = _RunningScale(n_condition), _RunningScale(n_features)
         sizes = {"n_hidden": n_hidden, "n_layers": n_layers}
         self.mean = _Regressors(n_folds, n_condition, n_features, **sizes)
@@ -166,18 +166,40 @@ class CrossFittedResidual(nn.Module):
         -------
         Shape ``(n, n_features)``, in the units of ``x``.
         """
-        with torch.no_grad():
-            condition = self.condition_scale(c)
-
-            def chosen(outputs: Tensor) -> Tensor:
-                return outputs.mean(dim=0) if index is None else _own(outputs, self.fold_of(index))
-
-            mean = chosen(self.mean(condition))
-            # back to the units of x, without what is error of regression alone
-            factor = self.data_scale.inverse().reciprocal() * (self.unexplained > LEAST_UNEXPLAINED)
-            if self.log_scale is not None:
-                factor = factor * chosen(self.mean_log_scale - _bounded(self.log_scale(condition))).exp()
+        mean, factor = self._mean_and_factor(c, index)
         return (self.data_scale(x) - mean) * factor
+
+    def restore(self, residual: Tensor, c: Tensor) -> Tensor:
+        """Data of a residual and a code: the way back from :meth:`forward` without ``index``.
+
+        Features of which the residual is 0 throughout come back as the mean regression has them.
+
+        Parameters
+        ----------
+        residual, c
+            ``(n, n_features)`` and ``(n, n_condition)``.
+
+        Returns
+        -------
+        Shape ``(n, n_features)``, in the units of the data.
+        """
+        mean, factor = self._mean_and_factor(c, None)
+        scaled = residual * torch.where(factor > 0, factor, torch.inf).reciprocal()
+        return (mean + scaled) / self.data_scale.inverse() + self.data_scale.center
+
+    @torch.no_grad()
+    def _mean_and_factor(self, c: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean of the standardised data, and what their residual is multiplied by."""
+        condition = self.condition_scale(c)
+
+        def chosen(outputs: Tensor) -> Tensor:
+            return outputs.mean(dim=0) if index is None else _own(outputs, self.fold_of(index))
+
+        # back to the units of x, without what is error of regression alone
+        factor = self.data_scale.inverse().reciprocal() * (self.unexplained > LEAST_UNEXPLAINED)
+        if self.log_scale is not None:
+            factor = factor * chosen(self.mean_log_scale - _bounded(self.log_scale(condition))).exp()
+        return chosen(self.mean(condition)), factor
 
 
 class _Regressors(nn.Module):

@@ -101,6 +101,7 @@ _captured = {"lambda_": ("specific_info_nce", "information")}
 # One line here gives a model the whole battery.
 MODELS = [
     ModelCase(ub.model.LinearSplit, {"ridge": 0.1}, {"n_permutations": 5}, neural=False),
+    ModelCase(ub.model.Unbraid, {"n_hidden": 8, "n_layers": 2, "ridge": 0.1}, _quick),
     ModelCase(ub.model.CLIP, {**_small, "learn_temperature": True}, _quick, sphere=_spheres),
     ModelCase(ub.model.CLIP, {**_small, "shared_objective": "deep_cca"}, _quick, name="CLIP-deep_cca"),
     ModelCase(

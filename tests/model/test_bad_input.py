@@ -6,6 +6,7 @@ a trained model; it states the error, or none. Whatever the error, not a single 
 
 from __future__ import annotations
 
+import inspect
 import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,7 @@ ROWS = [
     Row("odd split", (ValueError, r"'split' must hold 'train', 'val' or 'test'; found \['dev'\]"), column(split="dev"), training={"split_key": "split"}),
     Row("nobody trains", (ValueError, "No cell is left to train on: check .*`split_key`"), column(split="test"), training={"split_key": "split"}),
     Row("large batches", None, training={"batch_size": 10_000}, neural=True),
-    Row("batches of two", None, only(rna=slice(0, 20), prot=slice(0, 20)), training={"batch_size": 2}, neural=True),
+    Row("batches of two", None, only(rna=slice(0, 30), prot=slice(0, 30)), training={"batch_size": 2}, neural=True),
     Row("batches without a pair", None, only(rna=slice(0, 20), prot=slice(0, 40)), training={"batch_size": 2}, neural=True),
     Row("batches of one", (ValueError, "`batch_size` must be a whole number of at least 2, got 1"), training={"batch_size": 1}, neural=True),
     Row("batches of a half", (ValueError, "`batch_size` must be a whole number.*got 0.5"), training={"batch_size": 0.5}, neural=True),
@@ -266,6 +267,9 @@ def drawn(monkeypatch):
 def test_bad_input(case, fitted, row, make_mdata, drawn):
     if row.neural and not case.neural:
         pytest.skip("a closed form has no such option")
+    taken = inspect.signature(case.cls).parameters
+    if "options" not in taken and not set(row.options) <= set(taken):
+        pytest.skip("no such option")
 
     def act():
         if row.then is not None:

@@ -11,6 +11,7 @@ from unbraid.model._indiseek import IndiSeek
 from unbraid.model._info_disen import InfoDisen
 from unbraid.model._joint_opt import JointOpt
 from unbraid.model._linear_split import LinearSplit
+from unbraid.model._unbraid import Unbraid
 
 __all__ = [
     "CLIP",
@@ -23,5 +24,6 @@ __all__ = [
     "InfoDisen",
     "JointOpt",
     "LinearSplit",
+    "Unbraid",
     "base",
 ]

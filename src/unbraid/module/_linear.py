@@ -43,8 +43,11 @@ class LinearMap(nn.Module):
 
     def reduce(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Components of transformed features, centred by their batch; unseen batches by the mean of all (row 0)."""
-        row = torch.where(batch + 1 < len(self.mean), batch + 1, 0)
-        return (x - self.mean[row]) @ self.components
+        return (x - self.batch_mean(batch)) @ self.components
+
+    def batch_mean(self, batch: torch.Tensor) -> torch.Tensor:
+        """Mean of every cell's batch, ``(n, n_features)``."""
+        return self.mean[torch.where(batch + 1 < len(self.mean), batch + 1, 0)]
 
 
 class LinearModule(SplitModule):

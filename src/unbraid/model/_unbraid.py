@@ -1,0 +1,512 @@
+"""Unbraid: a split that starts linear and leaves that only where held-out cells gain by it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from unbraid._messages import check_option, suggest
+from unbraid.data import BlockSampler, CachedDataset, block_loader
+from unbraid.model._linear_split import linear_history
+from unbraid.model.base import SplitModel
+from unbraid.model.base._latents import UNTRAINED
+from unbraid.module._unbraid import CANDIDATES, UnbraidModule
+from unbraid.train import fit_linear
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mudata import MuData
+
+    from unbraid.module._independence import IndependenceChoice
+    from unbraid.nn import InputTransform
+
+PENALTIES = {"adversarial": 1.0, "hsic": 0.5}
+LEAST_VALIDATION = 50  # cells; fewer cannot choose between candidates
+
+
+@dataclass(frozen=True)
+class UnbraidReport:
+    """What an :class:`Unbraid` model found.
+
+    Attributes
+    ----------
+    chosen
+        The shared code that was taken: ``"linear"``, ``"shared"`` (the linear map with a network beside it) or
+        ``"scratch"`` (networks from random weights).
+    candidates
+        One row per candidate: held-out information (nats), its standard error, dimensions kept.
+    n_shared
+        Dimensions of the shared code.
+    n_specific
+        Dimensions of every modality's specific code.
+    correlations
+        Held-out correlation between modalities of every dimension looked at, of the chosen candidate.
+    threshold
+        What re-paired cells reach; a dimension above it is kept.
+    information
+        Held-out lower bound (InfoNCE) of the mutual information of a cell's modalities, nats.
+    interval
+        Its 95 % interval.
+    """
+
+    chosen: str
+    candidates: pd.DataFrame
+    n_shared: int
+    n_specific: dict[str, int]
+    correlations: np.ndarray
+    threshold: float
+    information: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        words = {
+            "linear": "linear: no network told more of held-out cells",
+            "shared": "the linear map with a network beside it",
+            "scratch": "networks from random weights",
+        }
+        kept = np.sort(self.correlations[self.correlations > self.threshold])[::-1]
+        shown = ", ".join(f"{rho:.2f}" for rho in kept[:10]) + (", ..." if len(kept) > 10 else "")
+        specific = ", ".join(f"{m} {n}" for m, n in self.n_specific.items())
+        return "\n".join(
+            [
+                f"Shared code: {self.n_shared} dimensions; {words[self.chosen]}.",
+                f"Held-out correlations: {shown or 'none'} (above chance from {self.threshold:.2f}).",
+                f"Shared information: at least {self.information:.2f} nats "
+                f"({self.interval[0]:.2f} to {self.interval[1]:.2f}).",
+                f"Specific codes: {specific} dimensions.",
+            ]
+        )
+
+
+class Unbraid(SplitModel):
+    r"""The linear split, corrected by networks where held-out cells say that they help. Our first recommendation.
+
+    **Shared.** Three candidates are fitted, and the one that tells most of held-out pairs is taken:
+
+    - *linear*: the canonical variates :math:`A_m^\top x_m` of :class:`LinearSplit`;
+    - *shared*: :math:`A_m^\top x_m + g_m(x_m)`, with networks that begin at zero and learn by the Eckart-Young loss
+      of canonical correlation [1]_;
+    - *scratch*: networks alone, which maximise squared canonical correlations [2]_.
+
+    Canonical axes are fitted again after every epoch. A dimension is kept if its held-out correlation :math:`\rho_j`
+    is above what the best of all dimensions reaches with re-paired cells. Candidates and epochs are compared by the
+    held-out InfoNCE bound of the canonical log-likelihood ratio (:func:`~unbraid.objectives.canonical_log_ratio`), so
+    that a network replaces the linear map only where it gains, by 0.2 % at least.
+
+    **Joint.** The code of a cell is the mean of a one-factor model given the modalities S that it has,
+    :math:`\sqrt\rho \sum_{m \in S} z_m / (1 + (|S| - 1) \rho)`; never the codes side by side, whose difference leaks.
+
+    **Specific.** What a linear and a cross-fitted nonlinear regression on the shared code leave of the modality,
+    :math:`r_m` (:class:`~unbraid.nn.CrossFittedResidual`, mean and scale), is encoded,
+    :math:`s_m = P_m^\top r_m + h_m(r_m, c_m)`, and decoded again, with a penalty on what :math:`s_m` tells of the shared
+    code :math:`c_m`: an adversary that predicts :math:`c_m`, and a light HSIC. The axes :math:`P_m` are the few above
+    Kaiser's rule, unless more of them leak no more.
+
+    With a ``batch_key`` every batch is centred by itself and pairs are compared within batches. Cells that lack
+    modalities take part in whatever they have data for.
+
+    Parameters
+    ----------
+    mdata
+        MuData registered by :meth:`setup_mudata`.
+    n_shared
+        Dimensions of the shared code; None lets the re-pairings decide.
+    n_specific
+        Dimensions of every specific code; None lets the data decide.
+    condition
+        What specific codes are to be free of: the modality's ``"own"`` shared code, which every cell has, or the
+        cell's ``"joint"`` one, from whichever modalities it has.
+    independence
+        Penalties on specific codes, with their weights; see :class:`~unbraid.model.base.ContrastiveModel`. None takes
+        ``{"adversarial": 1.0, "hsic": 0.5}``, ``{}`` none at all.
+    n_components
+        Principal components kept of a modality with more features.
+    ridge
+        Of the linear split, relative to the mean variance; None lets held-out information decide.
+    n_hidden, n_layers, dropout
+        Of all networks. With fewer than 2,000 training cells the dropout is at least 0.3.
+    lr
+        Of the networks of the shared code.
+    input_transform
+        What the model sees, per modality or for all; see :class:`~unbraid.nn.InputLayer`.
+    registry
+        Registry of a saved model, to load it without data.
+
+    Notes
+    -----
+    Stages are ``"shared"``, ``"scratch"``, ``"residual"`` and ``"specific"``; a stage without epochs leaves its network
+    out, and without any the model is :class:`LinearSplit` with whitened specific codes. Training reads principal
+    components, which are computed once and kept in memory (4 bytes for each component of each cell).
+
+    The choice of a candidate needs validation cells, a tenth of the data by default; with fewer than 50 the shared code
+    stays linear.
+
+    References
+    ----------
+    .. [1] Chapman, Wells and Lawry Aguila. Unconstrained stochastic CCA: unifying multiview and self-supervised
+       learning. ICLR 2024.
+    .. [2] Andrew, Arora, Bilmes and Livescu. Deep canonical correlation analysis. ICML 2013.
+
+    Examples
+    --------
+    >>> mdata = ub.data.simulate.citeseq(n_obs=500)
+    >>> ub.model.Unbraid.setup_mudata(mdata, batch_key="batch")
+    >>> model = ub.model.Unbraid(mdata)
+    >>> model.train()
+    >>> print(model.report())
+    >>> model.write_latent()
+    """
+
+    def __init__(
+        self,
+        mdata: MuData | None = None,
+        n_shared: int | None = None,
+        n_specific: int | None = None,
+        *,
+        condition: Literal["own", "joint"] = "own",
+        independence: IndependenceChoice = None,
+        n_components: int = 100,
+        ridge: float | None = None,
+        n_hidden: int = 256,
+        n_layers: int = 3,
+        dropout: float = 0.1,
+        lr: float = 2e-3,
+        input_transform: InputTransform | dict[str, InputTransform] | None = None,
+        registry: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(mdata, registry)
+        for name, value in {"n_shared": n_shared, "n_specific": n_specific, "n_components": n_components}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        check_option("`condition`", condition, ("own", "joint"))
+        if ridge is not None and ridge <= 0:
+            raise ValueError(f"`ridge` must be positive, got {ridge}.")
+        self.n_components, self.ridge = n_components, ridge
+        self.module = UnbraidModule(
+            self._specs(input_transform),
+            center_batches=self.registry_["setup_args"]["batch_key"] is not None,
+            n_shared=n_shared,
+            n_specific=n_specific,
+            condition=condition,
+            independence=PENALTIES if independence is None else independence,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout=dropout,
+            lr=lr,
+        )
+        self._finish(locals())
+
+    # ---- training -------------------------------------------------------------------------
+
+    def _start(self, dataset: Any, parts: dict[str, np.ndarray], seed: int) -> CachedDataset:
+        """Fit the linear split, and keep the components of all cells that training reads in memory."""
+        module, validation = self.module, parts["validation"]
+        begins = not module.started
+        if begins:
+            fit = fit_linear(
+                module,
+                dataset,
+                parts["train"],
+                n_shared=module.n_kept,
+                n_specific=1,
+                n_components=self.n_components,
+                ridge=self.ridge,
+                n_permutations=100,
+                seed=seed,
+                name=type(self).__name__,
+            )
+            self.history_ = linear_history(fit.selection)
+            module.start(fit, seed)
+        cached = self._cached(dataset, np.concatenate([parts["train"], validation]))
+        paired = int((dataset.presence[validation].sum(axis=1) > 1).sum())
+        if paired < LEAST_VALIDATION:
+            warnings.warn(
+                f"{paired} validation cells with two modalities are too few to tell whether networks help (at least "
+                f"{LEAST_VALIDATION} are needed): the shared code stays linear. Give more by `validation_size`.",
+                UserWarning,
+                stacklevel=3,
+            )
+        module.judges = paired >= LEAST_VALIDATION
+        if begins and module.judges:
+            module.judge_linear(block_loader(cached, BlockSampler(validation, 4_096)))
+        return cached
+
+    def _cached(self, dataset: Any, indices: np.ndarray) -> CachedDataset:
+        """Components, masks and batches of these cells."""
+        self.module.eval()
+        blocks = []
+        with torch.no_grad():
+            for batch in block_loader(dataset, BlockSampler(indices, 2_048)):
+                blocks.append({"components": self.module.components(batch), "mask": batch["mask"]})
+        whole = {
+            name: {m: torch.cat([block[name][m] for block in blocks]) for m in self.modalities}
+            for name in ("components", "mask")
+        }
+        batch = torch.as_tensor(dataset.batch[indices])
+        return CachedDataset({**whole, "batch": batch, "index": torch.as_tensor(indices)}, indices, dataset.n_obs)
+
+    # ---- what was found ---------------------------------------------------------------------
+
+    def report(self) -> UnbraidReport:
+        """What is shared, how sure that is, and whether networks earned their place.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False, message=UNTRAINED)
+        module = self.module
+        rows = {
+            name: {
+                "information": float(candidate.information),
+                "standard_error": float(candidate.information_error),
+                "n_kept": int(candidate.kept.sum()),
+            }
+            for name in CANDIDATES
+            for candidate in [getattr(module, name)]
+        }
+        chosen = CANDIDATES[int(module.chosen)]
+        value, error = rows[chosen]["information"], rows[chosen]["standard_error"]
+        return UnbraidReport(
+            chosen=chosen,
+            candidates=pd.DataFrame.from_dict(rows, orient="index"),
+            n_shared=module.n_shared,
+            n_specific={m: module.specific[m].axes.shape[1] for m in self.modalities},
+            correlations=module.candidate.correlation.cpu().numpy(),
+            threshold=float(module.candidate.threshold),
+            information=value,
+            interval=(value - 1.96 * error, value + 1.96 * error),
+        )
+
+    def get_retrieval_representation(
+        self,
+        modality: str,
+        mdata: MuData | None = None,
+        *,
+        role: Literal["query", "target"] = "query",
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        r"""Vectors whose dot products rank cells by the likelihood ratio of belonging together.
+
+        With canonical codes and correlations, those of dimensions that were not kept included but less
+        :math:`1 / \sqrt n` of the validation cells, a query's product with a target is their
+        :func:`~unbraid.objectives.canonical_log_ratio`, but for a constant of the query. For
+        :func:`unbraid.metrics.retrieval` with ``metric="dot"``, or any index of maximum inner products.
+
+        Parameters
+        ----------
+        modality
+            Whose cells.
+        mdata
+            Cells; those of the set-up by default.
+        role
+            Queries and targets have other vectors.
+        indices
+            Numbers of cells; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs, k + 1)``, one row per cell; NaN where the cell lacks the modality.
+        """
+        check_option("`role`", role, ("query", "target"))
+        values = []
+        for batch in self._batches(modality, mdata, indices):
+            code = self.module.pair_codes(batch)[modality]
+            rho = self.module.retrieval_correlation
+            weight = rho / (1 - rho.square())
+            if role == "query":
+                vectors = torch.cat([code * weight, torch.ones_like(code[:, :1])], dim=1)
+            else:
+                own = (code.square() * (rho * weight)).sum(dim=1, keepdim=True) / 2
+                vectors = torch.cat([code, -own], dim=1)
+            values.append(vectors.masked_fill(~batch["mask"][modality][:, None], torch.nan))
+        return torch.cat(values).cpu().numpy()
+
+    # ---- back to the data -------------------------------------------------------------------
+
+    def reconstruct(
+        self,
+        modality: str,
+        mdata: MuData | None = None,
+        *,
+        use: Literal["both", "shared", "specific"] = "both",
+        transformed: bool = False,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """A modality as its own codes have it.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        mdata
+            Cells; those of the set-up by default.
+        use
+            Both codes, or one of them with the other at its mean.
+        transformed
+            Give what the model sees (log-normalised values for counts), not values on the scale of the data.
+        indices
+            Numbers of cells; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_features)``, one row per cell; NaN where the cell lacks the modality. Counts are
+        expected counts at the cell's own size.
+        """
+        check_option("`use`", use, ("both", "shared", "specific"))
+        module, values = self.module, []
+        for batch in self._batches(modality, mdata, indices):
+            latents = module.encode(batch)
+            c = module.conditions(latents.shared, latents.joint, latents.mask)[modality]
+            s = latents.specific[modality]
+            c, s = (torch.zeros_like(c) if use == "specific" else c), (None if use == "shared" else s)
+            x = module.decode(modality, c, s, module.batch_codes(batch))
+            values.append(self._values(modality, x, batch, transformed))
+        return torch.cat(values).cpu().numpy()
+
+    def translate(
+        self,
+        source: str,
+        target: str,
+        mdata: MuData | None = None,
+        *,
+        transformed: bool = False,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        r"""What one modality tells of another: the other decoded from :math:`E[z_t \mid z_s] = \rho z_s`.
+
+        The target's specific code is at its mean, so that only what is shared varies.
+
+        Parameters
+        ----------
+        source, target
+            Modalities.
+        mdata
+            Cells; those of the set-up by default. They need not have the target.
+        transformed, indices
+            As in :meth:`reconstruct`.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_target_features)``; NaN where the cell lacks the source. Counts are for a cell of
+        median size if the target was not measured.
+        """
+        self._check_modality(target)
+        return self._from_others([source], target, mdata, transformed, indices)
+
+    def impute(
+        self,
+        modality: str,
+        mdata: MuData | None = None,
+        *,
+        transformed: bool = False,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """A modality of every cell from all of its other modalities, as if it had not been measured.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        mdata
+            Cells; those of the set-up by default. They need not have the modality.
+        transformed, indices
+            As in :meth:`reconstruct`.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_features)``; NaN where the cell has no other modality.
+        """
+        self._check_modality(modality)
+        others = [m for m in self.modalities if m != modality]
+        return self._from_others(others, modality, mdata, transformed, indices)
+
+    def counterfactual(
+        self,
+        modality: str,
+        shared_from: Sequence[int],
+        specific_from: Sequence[int],
+        mdata: MuData | None = None,
+        *,
+        transformed: bool = False,
+    ) -> np.ndarray:
+        """A modality with the shared code of some cells and the specific code of others.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        shared_from, specific_from
+            Numbers of cells, equally many; row i of the result has the shared code of the i-th of the first and the
+            specific code of the i-th of the second.
+        mdata
+            Cells; those of the set-up by default.
+        transformed
+            As in :meth:`reconstruct`.
+
+        Returns
+        -------
+        float32 array ``(n, n_features)``; counts at the size of the cells of ``shared_from``. NaN where either cell
+        lacks the modality.
+
+        Raises
+        ------
+        ValueError
+            If there are not equally many.
+        """
+        self._check_modality(modality)
+        if len(shared_from) != len(specific_from):
+            raise ValueError(
+                f"`shared_from` and `specific_from` pair cells: got {len(shared_from)} and {len(specific_from)}."
+            )
+        module, parts = self.module, []
+        for first, second in zip(
+            self._batches(modality, mdata, shared_from), self._batches(modality, mdata, specific_from), strict=True
+        ):
+            latents = module.encode(first)
+            c = module.conditions(latents.shared, latents.joint, latents.mask)[modality]
+            s = module.encode(second).specific[modality]
+            x = self._values(modality, module.decode(modality, c, s, module.batch_codes(first)), first, transformed)
+            parts.append(x.masked_fill(~second["mask"][modality][:, None], torch.nan))
+        return torch.cat(parts).cpu().numpy()
+
+    def _from_others(self, sources, target: str, mdata, transformed: bool, indices) -> np.ndarray:
+        module, values = self.module, []
+        for batch in self._batches(sources[0], mdata, indices):
+            mask = batch["mask"]
+            shared, _ = module.shared_codes(module.components(batch), mask)
+            given = {m: shared[m] for m in sources}
+            found = module.expected_condition(target, given, mask)
+            x = module.decode(target, found, None, module.batch_codes(batch))
+            known = torch.stack([mask[m] for m in sources]).any(dim=0)
+            values.append(self._values(target, x, batch, transformed, known))
+        return torch.cat(values).cpu().numpy()
+
+    def _values(self, m: str, x: torch.Tensor, batch: dict, transformed: bool, known=None) -> torch.Tensor:
+        """Decoded values on the scale of the data, NaN for cells of which nothing is known."""
+        layer, mask = self.module.input_layers[m], batch["mask"][m]
+        if not transformed:
+            sizes = batch["size_factor"].get(m)
+            sizes = batch["x"][m].sum(dim=1) if sizes is None else sizes
+            x = layer.inverse(x, torch.where(mask, sizes, layer.reference))
+        return x.masked_fill(~(mask if known is None else known)[:, None], torch.nan)
+
+    def _batches(self, modality: str, mdata: MuData | None, indices: Sequence[int] | None):
+        """Batches of cells, without gradients."""
+        self._check_if_trained(warn=False, message=UNTRAINED)
+        self._check_modality(modality)
+        mdata = self._validate_anndata(mdata, copy_if_view=False)
+        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        for batch, _ in self._encode(mdata, rows, None):
+            yield batch
+
+    def _check_modality(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")

@@ -1,0 +1,223 @@
+"""Shared encoders of a split that starts linear, judged by what they tell of held-out pairs."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from unbraid.module._base import centered, on_present_rows
+from unbraid.module._code_head import CodeHead
+from unbraid.module._independence import permuted
+from unbraid.nn import MLP, PerModality
+from unbraid.objectives import canonical_log_ratio, nce_bound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0)  # a ratio whose correlations are too large is over-confident
+MAX_PAIRS = 800  # of the matrix of scores; the bound ends at its logarithm
+N_PERMUTATIONS = 100
+SLOWNESS = 0.1  # of the linear map beside a network
+
+
+class AdditiveEncoder(nn.Module):
+    r"""A linear map with a network beside it, :math:`f(x) = (A + 0.1\, U \Delta)^\top x + g(x / s)`.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Widths.
+    linear, network
+        Which of the two terms there are; at least one.
+    **options
+        Of the :class:`~unbraid.nn.MLP` :math:`g`.
+
+    Notes
+    -----
+    :math:`A` is given by :meth:`start`. The map :math:`U` whitens, so that all directions of :math:`\Delta` learn
+    alike, ten times slower than the network. What :math:`g` sees is not whitened: noise would weigh as much as signal.
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, linear: bool, network: bool, **options: Any) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.linear = linear
+        if linear:
+            self.register_buffer("linear_start", torch.zeros(n_in, n_out))
+            self.register_buffer("whitener", torch.zeros(n_in, n_in))
+        self.change = nn.Parameter(torch.zeros(n_in, n_out)) if linear and network else None
+        self.network = MLP(n_in, n_out, **options) if network else None
+
+    @torch.no_grad()
+    def start(self, canonical: Tensor, whitener: Tensor, scale: float) -> None:
+        """Begin as a linear map: where it has columns, the network adds nothing yet.
+
+        Parameters
+        ----------
+        canonical
+            Columns of :math:`A`, ``(n_in, rank)``; further outputs begin as the network draws them.
+        whitener
+            :math:`U`, ``(n_in, n_in)``.
+        scale
+            :math:`s`.
+        """
+        self.scale.fill_(scale)
+        if not self.linear:
+            return
+        rank = canonical.shape[1]
+        self.linear_start[:, :rank] = canonical.to(self.linear_start)
+        self.whitener.copy_(whitener)
+        if self.network is not None:
+            last = self.network.layers[-1]
+            last.weight[:rank] = 0.0
+            last.bias[:rank] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, n_in)`` to ``(n, n_out)``."""
+        if not self.linear:
+            return self.network(x / self.scale)
+        weight = self.linear_start
+        if self.change is not None:
+            weight = weight + SLOWNESS * (self.whitener @ self.change)
+        value = x @ weight
+        return value if self.network is None else value + self.network(x / self.scale)
+
+
+class CanonicalCandidate(nn.Module):
+    """Shared encoders of all modalities with their canonical axes, and what held-out cells say of them.
+
+    Parameters
+    ----------
+    sizes
+        Per modality, its number of components.
+    n_codes
+        Dimensions, before those that say nothing of held-out cells are dropped.
+    linear, network
+        Terms of the encoders; see :class:`AdditiveEncoder`.
+    **options
+        Of the networks.
+
+    Attributes
+    ----------
+    correlation
+        Held-out correlation of every dimension, mean over the pairs of modalities, ``(n_codes,)``.
+    kept
+        Dimensions that correlate more than re-paired cells do, ``(n_codes,)``.
+    threshold
+        What re-paired cells reach: 95 % quantile of the largest correlation.
+    information, information_error
+        Held-out bound (nats) of the information that a cell's codes have of each other, and its standard error.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], n_codes: int, *, linear: bool, network: bool, **options: Any) -> None:
+        super().__init__()
+        self.encoders = PerModality(
+            {m: AdditiveEncoder(p, n_codes, linear=linear, network=network, **options) for m, p in sizes.items()}
+        )
+        self.head = CodeHead(list(sizes), n_codes, sphere=False, canonical=True)
+        self.register_buffer("correlation", torch.zeros(n_codes))
+        self.register_buffer("kept", torch.zeros(n_codes, dtype=torch.bool))
+        for name in ("threshold", "information", "information_error"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @property
+    def kept_correlation(self) -> Tensor:
+        """Held-out correlation of the kept dimensions, ``(n_kept,)``."""
+        return self.correlation[self.kept].clamp(min=1e-3)
+
+    def outputs(self, components: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the encoders give, per modality, ``(n, n_codes)``."""
+        return {m: on_present_rows(self.encoders[m], mask[m], components[m]) for m in components}
+
+    def code(self, m: str, components: Tensor) -> Tensor:
+        """Canonical code of a modality, kept dimensions alone, ``(n, n_kept)``."""
+        return self.all_dimensions(m, components)[:, self.kept]
+
+    def all_dimensions(self, m: str, components: Tensor) -> Tensor:
+        """Canonical code with the dimensions that were not kept, ``(n, n_codes)``."""
+        return self.head(m, self.encoders[m](components))
+
+    @torch.no_grad()
+    def judge(
+        self, codes: Mapping[str, Tensor], mask: Mapping[str, Tensor], groups: Tensor | None, *, n_kept: int | None
+    ) -> None:
+        """Note what held-out cells say.
+
+        Parameters
+        ----------
+        codes
+            Codes of held-out cells with all dimensions, ``(n, n_codes)``.
+        mask
+            Which cells have which modality.
+        groups
+            Batch of every cell, if batches are taken apart; pairs are then compared within batches.
+        n_kept
+            Number of dimensions to keep; None lets the re-pairings decide.
+        """
+        pairs = _pairs(codes, mask, groups)
+        if not pairs:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            rho = _mean_correlation(pairs)
+            null = torch.stack([_mean_correlation(pairs, repair=True).max() for _ in range(N_PERMUTATIONS)])
+            self.correlation.copy_(rho.clamp(0, 1))
+            self.threshold.copy_(null.quantile(0.95))
+            self.kept.copy_(rho > self.threshold)
+            if n_kept is not None or not self.kept.any():
+                self.kept.fill_(False)[rho.topk(min(n_kept or 1, len(rho))).indices] = True
+            bounds = [_information(a, b, g, self.correlation * self.kept) for a, b, g in pairs]
+        self.information.copy_(torch.stack([value for value, _ in bounds]).mean())
+        self.information_error.copy_(torch.stack([error for _, error in bounds]).square().sum().sqrt() / len(bounds))
+
+    def joint(self, shared: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:
+        r"""Mean of a one-factor model given the codes of the modalities S that a cell has.
+
+        .. math:: \sqrt\rho \sum_{m \in S} z_m / (1 + (|S| - 1) \rho)
+        """
+        rho = self.kept_correlation
+        present = sum(mask[m].to(rho.dtype) for m in shared).unsqueeze(1)
+        return rho.sqrt() * sum(shared.values()) / (1 + (present - 1) * rho)
+
+
+def _pairs(codes, mask, groups) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Codes of the cells that have both modalities of a pair, less the mean of their batch."""
+    pairs = []
+    for m, n in combinations(codes, 2):
+        both = mask[m] & mask[n]
+        if both.sum() > 2:
+            g = None if groups is None else groups[both]
+            pairs.append((_centred(codes[m][both], g), _centred(codes[n][both], g), g))
+    return pairs
+
+
+def _centred(x: Tensor, groups: Tensor | None) -> Tensor:
+    return x - x.mean(dim=0) if groups is None else centered(x, groups)
+
+
+def _mean_correlation(pairs, *, repair: bool = False) -> Tensor:
+    values = []
+    for a, b, g in pairs:
+        b = b[permuted(len(b), g, b.device)] if repair else b
+        length = (a.square().sum(dim=0) * b.square().sum(dim=0)).sqrt()
+        values.append((a * b).sum(dim=0) / torch.where(length > 1e-12, length, torch.inf))
+    return torch.stack(values).mean(dim=0)
+
+
+def _information(a: Tensor, b: Tensor, groups: Tensor | None, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """Best InfoNCE bound over the temperatures of the ratio, mean of both directions, and its standard error."""
+    chosen = torch.randperm(len(a))[:MAX_PAIRS].to(a.device)
+    a, b, groups = a[chosen], b[chosen], None if groups is None else groups[chosen]
+    scores = canonical_log_ratio(a, b, rho)
+    bounds = [(nce_bound(scores / t, groups=groups) + nce_bound(scores.T / t, groups=groups)) / 2 for t in TEMPERATURES]
+    best = torch.stack(bounds).argmax()
+    sharpened = scores / TEMPERATURES[int(best)]
+    if groups is not None:
+        sharpened = sharpened.masked_fill(groups[:, None] != groups, -torch.inf)
+    own = (sharpened.log_softmax(dim=1).diagonal() + sharpened.log_softmax(dim=0).diagonal()) / 2
+    return bounds[int(best)], own.std() / len(own) ** 0.5

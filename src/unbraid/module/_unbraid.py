@@ -1,0 +1,495 @@
+"""Unbraid: the linear split, corrected by networks where held-out cells say that this is better."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from unbraid.module._base import InnerLoop, Latents, Stage, centered, on_present_rows, over_pairs, total_loss
+from unbraid.module._canonical import CanonicalCandidate
+from unbraid.module._independence import Independence, independence_weights
+from unbraid.module._linear import LinearModule, generalized_cca
+from unbraid.module._specific import ResidualCode, residual_axes
+from unbraid.nn import CrossFittedResidual, PerModality
+from unbraid.objectives import canonical_correlation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from scvi.module.base import LossOutput
+    from torch import Tensor
+
+    from unbraid.module._independence import IndependenceChoice
+    from unbraid.nn import ModalitySpec
+
+# candidates for the shared code, in the order in which they are trained
+CANDIDATES = ("linear", "shared", "scratch")
+MAX_SHARED = 100
+N_STEPS = 600  # of every stage, about
+MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
+LEAST_GAIN = 1.002  # of the information; a network that gains less is not worth it
+
+
+class UnbraidModule(LinearModule):
+    """Shared codes of the best candidate, specific codes of the residual; see :class:`~unbraid.model.Unbraid`.
+
+    Parameters
+    ----------
+    specs
+        The modalities.
+    center_batches
+        Whether every batch is centred by itself, and pairs are compared within batches.
+    n_shared, n_specific
+        Dimensions to keep; None decides.
+    condition
+        What the specific code is to be free of: the modality's ``"own"`` shared code or the cell's ``"joint"`` one.
+    independence
+        Penalties on the specific code.
+    n_hidden, n_layers, dropout
+        Of all networks.
+    lr
+        Of the shared and of the specific networks.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModalitySpec],
+        *,
+        center_batches: bool,
+        n_shared: int | None,
+        n_specific: int | None,
+        condition: Literal["own", "joint"],
+        independence: IndependenceChoice,
+        n_hidden: int,
+        n_layers: int,
+        dropout: float,
+        lr: float,
+    ) -> None:
+        super().__init__(specs, center_batches=center_batches)
+        self.n_kept, self.n_axes, self.condition = n_shared, n_specific, condition
+        self.independence_weights = independence_weights(independence)
+        self.network_options = {"n_hidden": n_hidden, "n_layers": n_layers, "dropout": dropout}
+        self.lr, self.weight_decay = lr, 1e-4
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seed", torch.zeros((), dtype=torch.long))
+        # built when their sizes are known: candidates by `start`, the rest when the shared code is final
+        self.linear, self.shared, self.scratch = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
+        self.judges = True  # whether there are enough validation cells to choose by
+        self.register_buffer("n_judges", torch.zeros((), dtype=torch.long))
+        self._known: dict[str, Any] | None = None  # residuals and shared codes of the training cells
+
+    # ---- stages ---------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Both neural candidates for the shared code, the residual of the best, the specific codes."""
+        network = {"weight_decay": self.weight_decay, "early_stopping": "best"}
+        common = {"schedule": "cosine", "gradient_clip": 5.0, "n_steps": N_STEPS}
+        learns = any(kind not in ("hsic", "dcor", "orthogonality") for kind in self.independence_weights)
+        inner = InnerLoop(("independence",), 3, 1e-3, fresh_batches=True) if learns else None
+        return [
+            Stage("shared", ("shared",), lr=self.lr, **network, **common),
+            Stage("scratch", ("scratch",), lr=self.lr, **network, **common),
+            Stage("residual", ("residuals",), lr=1e-3, **common),
+            Stage("specific", ("specific",), lr=1e-3, inner=inner, early_stopping="never", **common),
+        ]
+
+    def loss(self, batch: dict, stage: str) -> LossOutput:
+        """Loss of a stage."""
+        return getattr(self, f"{stage}_loss")(batch)
+
+    def shared_loss(self, batch: dict) -> LossOutput:
+        """Eckart-Young loss of the linear map with a network beside it."""
+        return self._correlation_loss(batch, self.shared, kind="eckart_young")
+
+    def scratch_loss(self, batch: dict) -> LossOutput:
+        """Squared canonical correlations of networks that begin at random."""
+        return self._correlation_loss(batch, self.scratch, kind="trace_squared", ridge=0.01)
+
+    def _correlation_loss(self, batch: dict, candidate: CanonicalCandidate, **options: Any) -> LossOutput:
+        outputs = candidate.outputs(self.components(batch), batch["mask"])
+        within = lambda a, b, g: canonical_correlation(centered(a, g), centered(b, g), **options)
+        pairs = lambda: over_pairs(within, outputs, batch["mask"], self.groups(batch))
+        return total_loss({options["kind"]: (1.0, pairs)}, len(batch["index"]))
+
+    def residual_loss(self, batch: dict) -> LossOutput:
+        """Regression of what the linear regression leaves on the shared code."""
+        components, mask = self.components(batch), batch["mask"]
+        with torch.no_grad():
+            conditions = self.conditions(*self.shared_codes(components, mask), mask)
+
+        def regression() -> Tensor:
+            total = 0.0
+            for m in self.modalities:
+                rows, c = mask[m], conditions[m][mask[m]]
+                total = total + self.residuals[m].loss(
+                    self._linear_residual(m, components[m][rows], c), c, batch["index"][rows]
+                )
+            return total
+
+        return total_loss({"regression": (1.0, regression)}, len(batch["index"]))
+
+    def specific_loss(self, batch: dict) -> LossOutput:
+        """Error of the residual decoded from the specific code, and what this code tells of the shared one."""
+        codes = self._specific_codes(batch)
+
+        def reconstruction() -> Tensor:
+            total = 0.0
+            for m, (residual, c, z) in codes.items():
+                network = self.specific[m]
+                error = (residual - network.restore(z, c)).square().sum() / max(residual.numel(), 1)
+                total = total + error / network.scale.square()
+            return total
+
+        def dependence(kind: str) -> Tensor:
+            values = [
+                self.independence[m].penalties[kind](z, c, None if (g := self.groups(batch)) is None else g[rows])
+                for m, (_, c, z) in codes.items()
+                for rows in [batch["mask"][m]]
+            ]
+            return sum(values)
+
+        terms = {"reconstruction": (1.0, reconstruction)}
+        terms |= {kind: (weight, partial(dependence, kind)) for kind, weight in self.independence_weights.items()}
+        return total_loss(terms, len(batch["index"]))
+
+    def inner_loss(self, batch: dict, stage: str) -> Tensor:
+        """Loss of the penalties' networks."""
+        groups = self.groups(batch)
+        with torch.no_grad():
+            codes = self._specific_codes(batch)
+        return sum(
+            self.independence[m].learning_loss(z, c, None if groups is None else groups[batch["mask"][m]])
+            for m, (_, c, z) in codes.items()
+        )
+
+    def _specific_codes(self, batch: dict) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Per modality, on the cells that have it: residual, shared code, specific code."""
+        rows = batch["mask"]
+        known = self._known if self.specific.training else None
+        if known is None:
+            found = self._residuals(batch, batch["index"] if self.specific.training else None)
+        else:  # training cells: neither the shared code nor the regression moves any more
+            place = known["place"][batch["index"]]
+            found = {m: (r[place][rows[m]], c[place][rows[m]]) for m, (r, c) in known["codes"].items()}
+        return {m: (r, c, self.specific[m](r, c)) for m, (r, c) in found.items()}
+
+    @torch.no_grad()
+    def _residuals(self, batch: dict, index: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per modality, on the cells that have it: residual and shared code."""
+        components, rows = self.components(batch), batch["mask"]
+        conditions = self.conditions(*self.shared_codes(components, rows), rows)
+        found = {}
+        for m in self.modalities:
+            c = conditions[m][rows[m]]
+            found[m] = self.residual(m, components[m][rows[m]], c, None if index is None else index[rows[m]]), c
+        return found
+
+    # ---- between the stages -----------------------------------------------------------------
+
+    def start(self, fit: Any, seed: int) -> None:
+        """Build the candidates around the maps of the linear split.
+
+        Parameters
+        ----------
+        fit
+            A :class:`~unbraid.train.LinearFit`, whose maps this module has.
+        seed
+            Of the networks' first weights.
+        """
+        self.seed.fill_(seed)
+        sizes = {m: x.shape[1] for m, x in fit.components.items()}
+        rank = self.maps[self.modalities[0]].shared.shape[1]
+        n_train = max(len(rows) for rows in fit.rows.values())
+        options = self.network_options
+        if n_train < 2_000:  # few cells: stronger regularisation
+            self.weight_decay, options = 1e-2, {**options, "dropout": max(options["dropout"], 0.3)}
+        selection = fit.selection
+        canonical = generalized_cca(
+            fit.components, fit.rows, len(fit.batch), selection.ridge, len(selection.correlations)
+        )
+        n_codes = {"linear": len(selection.correlations)} | dict.fromkeys(CANDIDATES[1:], _n_codes(rank))
+        self._build_candidates(sizes, n_codes, options)
+        for m, x in fit.components.items():
+            variance, vectors = torch.linalg.eigh(torch.as_tensor(x.T @ x / len(x)))
+            mean = variance.mean() if variance.mean() > 1e-12 else torch.ones_like(variance[0])  # nothing varies
+            whitener = (vectors / (variance.clamp(min=0) + selection.ridge * mean).sqrt()).float()
+            columns = torch.as_tensor(canonical[m], dtype=torch.float32)
+            for name in CANDIDATES:
+                start = columns if name == "linear" else columns[:, :rank]
+                getattr(self, name).encoders[m].start(start, whitener, float(mean.sqrt()))
+        correlations = torch.as_tensor(selection.correlations).clamp(0, 1).float()
+        self.linear.head.correlation.copy_(correlations)
+        self.linear.correlation.copy_(correlations)
+        self.linear.threshold.fill_(selection.threshold)
+        self.linear.kept[:rank] = True
+        self.chosen.zero_()
+
+    def validate_stage(self, stage: str, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:
+        """Fit a candidate's canonical axes, and its held-out information, of which the loss is the negative."""
+        if stage not in CANDIDATES or not self.judges:
+            return {}
+        candidate = getattr(self, stage)
+        if stage != "linear":
+            seen = self._gathered(train, lambda components, mask: candidate.outputs(components, mask), MAX_HEAD_OBS)
+            candidate.head.fit(*seen)
+        codes = self._gathered(
+            validation,
+            lambda components, mask: {
+                m: on_present_rows(partial(candidate.all_dimensions, m), mask[m], components[m]) for m in components
+            },
+        )
+        candidate.judge(*codes, n_kept=self.n_kept)
+        self.n_judges.fill_(len(next(iter(codes[1].values()))))
+        return {"information": float(candidate.information), "loss": -float(candidate.information)}
+
+    def judge_linear(self, validation: Iterable[dict]) -> None:
+        """Held-out information of the linear candidate, by the same cells as that of the others."""
+        linear = self.linear
+        # cross-validation on all training cells knows rank and correlations better
+        known = {name: getattr(linear, name).clone() for name in ("correlation", "kept", "threshold")}
+        self.validate_stage("linear", [], validation)
+        for name, value in known.items():
+            getattr(linear, name).copy_(value)
+
+    def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
+        """Choose the shared code and regress it out; then choose the axes of the residual; then standardise."""
+        if stage == "scratch":
+            self._choose(batches)
+        elif stage == "residual":
+            self._find_axes(batches)
+        elif stage == "specific":
+            codes = [{m: z for m, (_, _, z) in self._specific_codes(batch).items()} for batch in batches]
+            for m in self.modalities:
+                self.specific[m].standardize(torch.cat([part[m] for part in codes]))
+            self._known = None
+
+    def _choose(self, batches: Iterable[dict]) -> None:
+        best = float(self.linear.information)
+        self.chosen.zero_()
+        for k, name in enumerate(CANDIDATES[1:], 1):
+            if (found := float(getattr(self, name).information)) > best * LEAST_GAIN and found > 0:
+                best = found
+                self.chosen.fill_(k)
+        if self.chosen == 0:
+            self._build_regressors({m: self.maps[m].components.shape[1] for m in self.modalities})
+            return
+        pairs = self._conditions_and_components(batches)
+        for m, (x, c) in pairs.items():
+            self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())
+        self._build_regressors({m: x.shape[1] for m, (x, _) in pairs.items()})
+
+    def _find_axes(self, batches: Iterable[dict]) -> None:
+        """Axes of the cross-fitted residuals of all training cells, which are then kept at hand."""
+        found, index, masks = {m: [] for m in self.modalities}, [], {m: [] for m in self.modalities}
+        square, count = dict.fromkeys(self.modalities, 0.0), dict.fromkeys(self.modalities, 0)
+        for batch in batches:
+            index.append(batch["index"])
+            components = self.components(batch)
+            for m, pair in self._residuals(batch, batch["index"]).items():
+                found[m].append(pair)
+                masks[m].append(batch["mask"][m])
+                square[m] += float(components[m].square().sum())
+                count[m] += pair[0].numel()
+        axes, scales, codes = {}, {}, {}
+        for m, pairs in found.items():
+            r, c = (torch.cat(part) for part in zip(*pairs, strict=True))
+            variance = square[m] / max(count[m], 1)
+            axes[m] = torch.as_tensor(
+                residual_axes(r.double().cpu().numpy(), c.double().cpu().numpy(), variance, self.n_axes).copy(),
+                dtype=torch.float32,
+            )
+            scales[m] = max(float(r.square().mean().sqrt()), 1e-6)
+            mask = torch.cat(masks[m])
+            codes[m] = tuple(x.new_zeros(len(mask), x.shape[1]).masked_scatter_(mask[:, None], x) for x in (r, c))
+        self._build_specific(axes, scales)
+        index = torch.cat(index)
+        place = index.new_zeros(int(index.max()) + 1)
+        place[index] = torch.arange(len(index), device=index.device)
+        self._known = {"place": place, "codes": codes}
+
+    # ---- networks whose sizes the data decide ---------------------------------------------------
+
+    def _build_candidates(self, sizes: Mapping[str, int], n_codes: Mapping[str, int], options: dict) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.seed))
+            for name in CANDIDATES:
+                terms = {"linear": name != "scratch", "network": name != "linear"}
+                setattr(self, name, CanonicalCandidate(sizes, n_codes[name], **terms, **options).to(self.device))
+
+    def _build_regressors(self, sizes: Mapping[str, int]) -> None:
+        n_condition = int(self.candidate.kept.sum())
+        if self.residuals.names and self.residuals.networks[0].n_condition == n_condition:
+            return  # a second training goes on
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.seed) + 1)
+            self.residuals = PerModality({m: CrossFittedResidual(n_condition, p) for m, p in sizes.items()})
+        self.residuals.to(self.device)
+
+    def _build_specific(self, axes: Mapping[str, Tensor], scales: Mapping[str, float]) -> None:
+        n_condition = int(self.candidate.kept.sum())
+        shapes = {m: (p.shape, n_condition) for m, p in axes.items()}
+        if self.specific.names and shapes == {m: self.specific[m].shape for m in axes}:
+            return  # a second training goes on
+        options = {**self.network_options, "dropout": 0.0}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.seed) + 2)
+            self.specific = PerModality(
+                {m: ResidualCode(p, scales[m], n_condition, **options) for m, p in axes.items()}
+            )
+            self.independence = PerModality(
+                {m: Independence(self.independence_weights, p.shape[1], n_condition) for m, p in axes.items()}
+            )
+        for part in (self.specific, self.independence):
+            part.to(self.device).eval()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Build what a saved module has, with the sizes that it has there."""
+        own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        names = list(enumerate(self.modalities))
+        if "linear.kept" in own:
+            sizes = {m: len(own[f"linear.encoders.networks.{k}.linear_start"]) for k, m in names}
+            self._build_candidates(sizes, {c: len(own[f"{c}.kept"]) for c in CANDIDATES}, self.network_options)
+            self.chosen.copy_(own["chosen"])
+            self.candidate.kept.copy_(own[f"{CANDIDATES[int(self.chosen)]}.kept"])
+        if "residuals.networks.0.unexplained" in own:
+            self._build_regressors({m: len(own[f"residuals.networks.{k}.unexplained"]) for k, m in names})
+        if "specific.networks.0.axes" in own:
+            axes = {m: own[f"specific.networks.{k}.axes"] for k, m in names}
+            self._build_specific(axes, dict.fromkeys(self.modalities, 1.0))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # ---- codes ------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether there are candidates."""
+        return isinstance(self.linear, CanonicalCandidate)
+
+    @property
+    def candidate(self) -> CanonicalCandidate:
+        """The chosen shared encoders."""
+        return getattr(self, CANDIDATES[int(self.chosen)])
+
+    @property
+    def n_shared(self) -> int:
+        """Dimensions of the shared code."""
+        return int(self.candidate.kept.sum())
+
+    @property
+    def n_specific(self) -> int:
+        """Most dimensions of a specific code."""
+        return max(network.axes.shape[1] for network in self.specific.networks)
+
+    def groups(self, batch: dict) -> Tensor | None:
+        """Which cells may be compared; None: all."""
+        return batch["batch"] if self.center_batches else None
+
+    def components(self, batch: dict) -> dict[str, Tensor]:
+        """Centred components of every modality, ``(n, p)``; computed unless the batch brings them along."""
+        if "components" in batch:
+            return batch["components"]
+        inputs, mask, codes = self.inputs(batch), batch["mask"], self.batch_codes(batch)
+        return {m: on_present_rows(self.maps[m].reduce, mask[m], inputs[m], codes) for m in self.modalities}
+
+    def shared_codes(
+        self, components: Mapping[str, Tensor], mask: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Shared code per modality, and of the cell."""
+        code = self.candidate.code
+        shared = {m: on_present_rows(partial(code, m), mask[m], components[m]) for m in self.modalities}
+        return shared, self.candidate.joint(shared, mask)
+
+    @property
+    def retrieval_correlation(self) -> Tensor:
+        r"""Held-out correlations less :math:`1 / \sqrt n`, what chance gives, ``(n_codes,)``."""
+        chance = self.n_judges.clamp(min=1).float().rsqrt() if self.n_judges else torch.zeros(())
+        return (self.candidate.correlation - chance.to(self.device)).clamp(0, 0.999)
+
+    def pair_codes(self, batch: dict) -> dict[str, Tensor]:
+        """Canonical codes with the dimensions that were not kept, per modality, ``(n, n_codes)``."""
+        components, mask = self.components(batch), batch["mask"]
+        code = self.candidate.all_dimensions
+        return {m: on_present_rows(partial(code, m), mask[m], components[m]) for m in self.modalities}
+
+    def decode(self, m: str, condition: Tensor, specific: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
+        """Transformed values ``(n, n_features)`` of a modality from its codes.
+
+        Parameters
+        ----------
+        m
+            The modality.
+        condition
+            The shared code that the specific one is free of, ``(n, n_shared)``.
+        specific
+            Specific code ``(n, k)``; None for its mean, 0.
+        batch
+            Batch of every cell, ``(n,)``, whose mean is put back; None for the mean of all.
+        """
+        network, maps = self.specific[m], self.maps[m]
+        if specific is None:
+            specific = condition.new_zeros(len(condition), network.axes.shape[1])
+        residual = self.residuals[m].restore(network.restore(specific, condition), condition)
+        mean = maps.mean[:1] if batch is None else maps.batch_mean(batch)
+        return (residual + condition @ maps.explained) @ maps.components.T + mean
+
+    def expected_condition(self, m: str, shared: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:
+        r"""Condition of a modality given the codes of others: :math:`\sqrt\rho` times their joint code, or that code."""
+        joint = self.candidate.joint(shared, mask)
+        return joint if self.condition == "joint" else self.candidate.kept_correlation.sqrt() * joint
+
+    def conditions(
+        self, shared: Mapping[str, Tensor], joint: Tensor, mask: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Per modality, the shared code that its specific code is to be free of."""
+        return shared if self.condition == "own" else dict.fromkeys(self.modalities, joint)
+
+    def residual(self, m: str, components: Tensor, condition: Tensor, index: Tensor | None = None) -> Tensor:
+        """What neither the linear nor the cross-fitted regression on the shared code explains."""
+        return self.residuals[m](self._linear_residual(m, components, condition), condition, index)
+
+    def _linear_residual(self, m: str, components: Tensor, condition: Tensor) -> Tensor:
+        return components - condition @ self.maps[m].explained
+
+    def encode(self, batch: dict, *, give_mean: bool = True) -> Latents:
+        """Shared, specific and joint codes."""
+        components, mask = self.components(batch), batch["mask"]
+        shared, joint = self.shared_codes(components, mask)
+        conditions = self.conditions(shared, joint, mask)
+        code = lambda m: lambda x, c: self.specific[m](self.residual(m, x, c), c)
+        specific = {m: on_present_rows(code(m), mask[m], components[m], conditions[m]) for m in self.modalities}
+        return Latents(mask, shared, specific, joint)
+
+    def _gathered(self, batches: Iterable[dict], codes: Any, max_obs: int | None = None):
+        """Codes, masks and groups of many batches as one."""
+        values, masks, groups, n = [], [], [], 0
+        for batch in batches:
+            values.append(codes(self.components(batch), batch["mask"]))
+            masks.append(batch["mask"])
+            groups.append(self.groups(batch))
+            n += len(batch["index"])
+            if max_obs is not None and n >= max_obs:
+                break
+        whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
+        return whole(values), whole(masks), None if groups[0] is None else torch.cat(groups)
+
+    def _conditions_and_components(self, batches: Iterable[dict]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per modality, components and shared code of the cells that have it, double precision."""
+        found = {m: [] for m in self.modalities}
+        for batch in batches:
+            components, mask = self.components(batch), batch["mask"]
+            conditions = self.conditions(*self.shared_codes(components, mask), mask)
+            for m in self.modalities:
+                found[m].append((components[m][mask[m]], conditions[m][mask[m]]))
+        return {
+            m: tuple(torch.cat(part).double().cpu() for part in zip(*parts, strict=True)) for m, parts in found.items()
+        }
+
+
+def _n_codes(rank: int) -> int:
+    """More than the linear rank, so that shared dimensions which are not linear find room."""
+    return max(rank, min(MAX_SHARED, rank + rank // 2 + 4))

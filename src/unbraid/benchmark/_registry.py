@@ -113,6 +113,13 @@ EXPERIMENTS = (
         full=_words("--seeds 5"),
     ),
     Experiment(
+        name="flagship",
+        module="unbraid.benchmark.flagship",
+        description="Unbraid beside its rivals where the truth is not linear, on cells, and on a drug screen",
+        quick=_words("--n-obs 3000 --steps 300 --seeds 1"),
+        full=_words("--seeds 5"),
+    ),
+    Experiment(
         name="batch-negatives",
         module="unbraid.benchmark.batch_negatives",
         description="Whether negatives of a cell's own batch keep batch out of the shared code",

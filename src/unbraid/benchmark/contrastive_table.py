@@ -84,6 +84,7 @@ class Method:
 METHODS = {
     "truth": Method(model=""),
     "LinearSplit": Method(model="LinearSplit"),
+    "Unbraid": Method(model="Unbraid"),
     "CLIP": Method(model="CLIP"),
     # correlations of a batch take more cells than a contrast does
     "CLIP deep CCA": Method(model="CLIP", options=DEEP_CCA, batch_size=512),
@@ -204,9 +205,9 @@ def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int) -> SplitM
     layers = dict.fromkeys(mdata.mod, "obsm:whitened") if method.whiten else None
     model_class.setup_mudata(mdata, layers=layers)
     inputs = {"input_transform": "identity"} if data == "simulation" else {}
-    if method.model == "LinearSplit":
+    if method.model in ("LinearSplit", "Unbraid"):  # as they are out of the box
         model = model_class(mdata, **inputs, **method.options)
-        model.train(split_key="split", seed=seed)
+        model.train(split_key="split", seed=seed, progress_bar=False)
         return model
     widths = {"n_shared": N_LATENT[data]}
     if method.model not in ("CLIP", "CoMM"):

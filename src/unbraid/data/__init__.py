@@ -3,10 +3,11 @@
 from unbraid.data import datasets, simulate
 from unbraid.data._dataset import CachedDataset, MultimodalDataset
 from unbraid.data._fields import ModalityField, positions, registry_key
-from unbraid.data._loader import BlockSampler, MultimodalDataModule, block_loader, split_indices
+from unbraid.data._loader import MAX_VALIDATION_OBS, BlockSampler, MultimodalDataModule, block_loader, split_indices
 from unbraid.data._manager import MultimodalManager, build_fields
 
 __all__ = [
+    "MAX_VALIDATION_OBS",
     "BlockSampler",
     "CachedDataset",
     "ModalityField",

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from unbraid._messages import check_option, suggest
-from unbraid.data import BlockSampler, CachedDataset, block_loader
+from unbraid.data import MAX_VALIDATION_OBS, BlockSampler, CachedDataset, block_loader
 from unbraid.model._linear_split import linear_history
 from unbraid.model.base import SplitModel
 from unbraid.model.base._latents import UNTRAINED
@@ -144,8 +144,8 @@ class Unbraid(SplitModel):
     out, and without any the model is :class:`LinearSplit` with whitened specific codes. Training reads principal
     components, which are computed once and kept in memory (4 bytes for each component of each cell).
 
-    The choice of a candidate needs validation cells, a tenth of the data by default; with fewer than 50 the shared code
-    stays linear.
+    The choice of a candidate needs validation cells. Where a split names fewer than 50, a tenth of the training cells
+    are taken (at most 2,000); if these are too few as well, the shared code stays linear.
 
     References
     ----------
@@ -206,7 +206,8 @@ class Unbraid(SplitModel):
 
     def _start(self, dataset: Any, parts: dict[str, np.ndarray], seed: int) -> CachedDataset:
         """Fit the linear split, and keep the components of all cells that training reads in memory."""
-        module, validation = self.module, parts["validation"]
+        module = self.module
+        module.judges = self._hold_out(dataset.presence, parts, seed)
         begins = not module.started
         if begins:
             fit = fit_linear(
@@ -223,19 +224,32 @@ class Unbraid(SplitModel):
             )
             self.history_ = linear_history(fit.selection)
             module.start(fit, seed)
+        validation = parts["validation"]
         cached = self._cached(dataset, np.concatenate([parts["train"], validation]))
-        paired = int((dataset.presence[validation].sum(axis=1) > 1).sum())
-        if paired < LEAST_VALIDATION:
-            warnings.warn(
-                f"{paired} validation cells with two modalities are too few to tell whether networks help (at least "
-                f"{LEAST_VALIDATION} are needed): the shared code stays linear. Give more by `validation_size`.",
-                UserWarning,
-                stacklevel=3,
-            )
-        module.judges = paired >= LEAST_VALIDATION
         if begins and module.judges:
             module.judge_linear(block_loader(cached, BlockSampler(validation, 4_096)))
         return cached
+
+    @staticmethod
+    def _hold_out(presence: np.ndarray, parts: dict[str, np.ndarray], seed: int) -> bool:
+        """See to it that there are cells to choose by, at the cost of the training cells; False if these are too few."""
+        paired = presence.sum(axis=1) > 1
+        if paired[parts["validation"]].sum() >= LEAST_VALIDATION:
+            return True
+        train = parts["train"]
+        share = min(len(train) // 10, MAX_VALIDATION_OBS)
+        chosen = np.random.default_rng(seed).permutation(train)[:share]
+        if paired[parts["validation"]].sum() + paired[chosen].sum() < LEAST_VALIDATION:
+            warnings.warn(
+                f"{int(paired[train].sum())} training cells with two modalities are too few to hold {LEAST_VALIDATION} "
+                "of them out and tell whether networks help: the shared code stays linear.",
+                UserWarning,
+                stacklevel=4,
+            )
+            return False
+        parts["train"] = np.setdiff1d(train, chosen)
+        parts["validation"] = np.union1d(parts["validation"], chosen)
+        return True
 
     def _cached(self, dataset: Any, indices: np.ndarray) -> CachedDataset:
         """Components, masks and batches of these cells."""

@@ -269,6 +269,7 @@ class UnbraidModule(LinearModule):
             self._known = None
 
     def _choose(self, batches: Iterable[dict]) -> None:
+        self._known = None  # of an interrupted training
         best = float(self.linear.information)
         self.chosen.zero_()
         for k, name in enumerate(CANDIDATES[1:], 1):

@@ -30,7 +30,7 @@ def test_help_teaches():
     assert "unbraid fit citeseq.h5mu" in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("model", ["linear-split", "disentangled-ssl", "indiseek", "CoMM"])
+@pytest.mark.parametrize("model", ["linear-split", "unbraid", "disentangled-ssl", "indiseek", "CoMM"])
 def test_fit_writes_the_codes(file, tmp_path, model):
     out = tmp_path / "split.h5mu"
     arguments = ["fit", str(file), "--model", model, "--out", str(out), "--batch-key", "batch", "--max-epochs", "1"]

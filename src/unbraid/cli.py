@@ -124,7 +124,8 @@ def fit(
     from unbraid import model as models
 
     with _errors(), _quiet():
-        classes = {_dashed(name): getattr(models, name) for name in models.__all__ if name != "base"}
+        found = {name: getattr(models, name) for name in models.__all__ if name != "base"}
+        classes = {_dashed(name): c for name, c in found.items() if issubclass(c, models.base.SplitModel)}
         plain = lambda name: name.replace("-", "").replace("_", "").lower()
         model = next((name for name in classes if plain(name) == plain(model)), model)
         if model not in classes:

@@ -11,7 +11,7 @@ from unbraid.model._indiseek import IndiSeek
 from unbraid.model._info_disen import InfoDisen
 from unbraid.model._joint_opt import JointOpt
 from unbraid.model._linear_split import LinearSplit
-from unbraid.model._unbraid import Unbraid
+from unbraid.model._unbraid import Unbraid, UnbraidReport
 
 __all__ = [
     "CLIP",
@@ -25,5 +25,6 @@ __all__ = [
     "JointOpt",
     "LinearSplit",
     "Unbraid",
+    "UnbraidReport",
     "base",
 ]

@@ -481,14 +481,16 @@ class Unbraid(SplitModel):
                 f"`shared_from` and `specific_from` pair cells: got {len(shared_from)} and {len(specific_from)}."
             )
         module, parts = self.module, []
-        for first, second in zip(
-            self._batches(modality, mdata, shared_from), self._batches(modality, mdata, specific_from), strict=True
-        ):
-            latents = module.encode(first)
+        # one pass after the other: two that take turns would leave inference mode on for good
+        specific = [
+            (module.encode(batch).specific[modality], batch["mask"][modality])
+            for batch in self._batches(modality, mdata, specific_from)
+        ]
+        for batch, (s, known) in zip(self._batches(modality, mdata, shared_from), specific, strict=True):
+            latents = module.encode(batch)
             c = module.conditions(latents.shared, latents.joint, latents.mask)[modality]
-            s = module.encode(second).specific[modality]
-            x = self._values(modality, module.decode(modality, c, s, module.batch_codes(first)), first, transformed)
-            parts.append(x.masked_fill(~second["mask"][modality][:, None], torch.nan))
+            x = self._values(modality, module.decode(modality, c, s, module.batch_codes(batch)), batch, transformed)
+            parts.append(x.masked_fill(~known[:, None], torch.nan))
         return torch.cat(parts).cpu().numpy()
 
     def _from_others(self, sources, target: str, mdata, transformed: bool, indices) -> np.ndarray:

@@ -205,15 +205,15 @@ class UnbraidModule(LinearModule):
         sizes = {m: x.shape[1] for m, x in fit.components.items()}
         rank = self.maps[self.modalities[0]].shared.shape[1]
         n_train = max(len(rows) for rows in fit.rows.values())
-        options = self.network_options
-        if n_train < 2_000:  # few cells: stronger regularisation
-            self.weight_decay, options = 1e-2, {**options, "dropout": max(options["dropout"], 0.3)}
+        if n_train < 2_000:  # few cells: stronger regularisation, also of candidates rebuilt from a checkpoint
+            dropout = max(self.network_options["dropout"], 0.3)
+            self.weight_decay, self.network_options = 1e-2, {**self.network_options, "dropout": dropout}
         selection = fit.selection
         canonical = generalized_cca(
             fit.components, fit.rows, len(fit.batch), selection.ridge, len(selection.correlations)
         )
         n_codes = {"linear": len(selection.correlations)} | dict.fromkeys(CANDIDATES[1:], _n_codes(rank))
-        self._build_candidates(sizes, n_codes, options)
+        self._build_candidates(sizes, n_codes, self.network_options)
         for m, x in fit.components.items():
             variance, vectors = torch.linalg.eigh(torch.as_tensor(x.T @ x / len(x)))
             mean = variance.mean() if variance.mean() > 1e-12 else torch.ones_like(variance[0])  # nothing varies
@@ -336,7 +336,7 @@ class UnbraidModule(LinearModule):
         shapes = {m: (p.shape, n_condition) for m, p in axes.items()}
         if self.specific.names and shapes == {m: self.specific[m].shape for m in axes}:
             return  # a second training goes on
-        options = {**self.network_options, "dropout": 0.0}
+        options = {**self.network_options, "n_hidden": max(self.network_options["n_hidden"] // 2, 1), "dropout": 0.0}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(self.seed) + 2)
             self.specific = PerModality(

@@ -120,6 +120,13 @@ EXPERIMENTS = (
         full=_words("--seeds 5"),
     ),
     Experiment(
+        name="linear-gaussian",
+        module="unbraid.benchmark.linear_gaussian",
+        description="What a split of linear-Gaussian data can reach, in closed form",
+        quick=_words("--seeds 1"),
+        full=_words("--seeds 5"),
+    ),
+    Experiment(
         name="batch-negatives",
         module="unbraid.benchmark.batch_negatives",
         description="Whether negatives of a cell's own batch keep batch out of the shared code",

@@ -171,7 +171,7 @@ class CanonicalCandidate(nn.Module):
             self.kept.copy_(rho > self.threshold)
             if n_kept is not None or not self.kept.any():
                 self.kept.fill_(False)[rho.topk(min(n_kept or 1, len(rho))).indices] = True
-            bounds = [_information(a, b, g, self.correlation * self.kept) for a, b, g in pairs]
+            bounds = [held_out_information(a, b, g, self.correlation * self.kept) for a, b, g in pairs]
         self.information.copy_(torch.stack([value for value, _ in bounds]).mean())
         self.information_error.copy_(torch.stack([error for _, error in bounds]).square().sum().sqrt() / len(bounds))
 
@@ -209,8 +209,18 @@ def _mean_correlation(pairs, *, repair: bool = False) -> Tensor:
     return torch.stack(values).mean(dim=0)
 
 
-def _information(a: Tensor, b: Tensor, groups: Tensor | None, rho: Tensor) -> tuple[Tensor, Tensor]:
-    """Best InfoNCE bound over the temperatures of the ratio, mean of both directions, and its standard error."""
+def held_out_information(a: Tensor, b: Tensor, groups: Tensor | None, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """Best InfoNCE bound over the temperatures of the ratio, mean of both directions, and its standard error.
+
+    Parameters
+    ----------
+    a, b
+        Canonical codes of paired held-out cells, ``(n, k)``.
+    groups
+        Batch of every cell, within which cells are compared; None for all.
+    rho
+        Correlations, ``(k,)``.
+    """
     chosen = torch.randperm(len(a))[:MAX_PAIRS].to(a.device)
     a, b, groups = a[chosen], b[chosen], None if groups is None else groups[chosen]
     scores = canonical_log_ratio(a, b, rho)

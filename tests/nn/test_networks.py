@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scanpy as sc
 import torch
 from torch import nn
 
@@ -175,6 +176,62 @@ def test_one_cell_at_a_time_and_nothing_trained(transform):
 def test_unknown_transform():
     with pytest.raises(ValueError, match="Modality 'm': unknown input transform 'sqrt'; there is: log1p, clr"):
         layer("sqrt", VALUES)
+
+
+def test_pearson_residuals_are_those_of_scanpy():
+    adata = sc.AnnData(COUNTS[COUNTS.sum(axis=1) > 0].copy())
+    ours = apply("pearson", adata.X)
+    sc.experimental.pp.normalize_pearson_residuals(adata, theta=100, clip=np.inf)
+    np.testing.assert_allclose(ours, adata.X, rtol=1e-4, atol=1e-5)
+    assert (apply("pearson", COUNTS)[COUNTS.sum(axis=1) == 0] == 0).all()  # nothing is expected of an empty cell
+
+
+def test_size_factors_of_another_scale_give_the_same_pearson_residuals():
+    totals = COUNTS.sum(axis=1)
+    ours = apply("pearson", COUNTS, size_factor=3 * totals, reference=3 * float(totals.mean()))
+    np.testing.assert_allclose(ours, apply("pearson", COUNTS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", ["log1p", "clr", "pearson", "scale", "standardize", "identity"])
+def test_inverse_undoes_the_transform(transform):
+    counts = transform in ("log1p", "clr", "pearson")
+    values = COUNTS if counts else VALUES
+    there = torch.from_numpy(apply(transform, values, reference=7.0))
+    before, size = there.clone(), torch.from_numpy(values.sum(axis=1)) if counts else None
+    back = layer(transform, values, reference=7.0).inverse(there, size)
+    np.testing.assert_allclose(back, values, rtol=2e-5, atol=2e-5)
+    assert torch.equal(there, before)
+
+
+def test_inverse_of_log1p_by_given_size_factors():
+    size = np.linspace(0.5, 3, 12, dtype=np.float32)
+    there = torch.from_numpy(apply("log1p", COUNTS, size_factor=size, reference=1.5))
+    np.testing.assert_allclose(
+        layer("log1p", COUNTS, 1.5).inverse(there, torch.from_numpy(size)), COUNTS, rtol=2e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("transform", ["log1p", "clr", "pearson"])
+def test_inverse_gives_cells_of_typical_size_unless_told(transform):
+    own = layer(transform, COUNTS, 40.0)
+    there = own(torch.from_numpy(COUNTS.copy()))
+    back = own.inverse(there)
+    typical = 40.0 if transform == "log1p" else float(COUNTS.mean(axis=0, dtype=np.float64).sum())
+    torch.testing.assert_close(back, own.inverse(there, torch.full((12,), typical)))
+    if transform == "log1p":  # all cells but the empty one
+        np.testing.assert_allclose(back.sum(dim=1), [40.0 * (i != 3) for i in range(12)], rtol=1e-4)
+    # with twice the size, about twice the counts
+    assert own.inverse(there, torch.full((12,), 2 * typical)).sum() == pytest.approx(2 * back.sum(), rel=0.25)
+
+
+@pytest.mark.parametrize("transform", ["log1p", "clr", "pearson"])
+def test_inverse_of_anything_is_no_negative_count(transform):
+    x = torch.randn(50, 6) * 3
+    back = layer(transform, COUNTS, 40.0).inverse(x, torch.linspace(0, 100, 50))
+    assert torch.isfinite(back).all()
+    assert (back >= 0).all()
+    assert (back == 0).any()
+    assert layer(transform, COUNTS, 40.0).inverse(x[:0]).shape == (0, 6)
 
 
 # --- NoiseDropout -----------------------------------------------------------------------------------

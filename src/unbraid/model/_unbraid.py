@@ -410,7 +410,7 @@ class Unbraid(SplitModel):
         Returns
         -------
         float32 array ``(n_obs, n_target_features)``; NaN where the cell lacks the source. Counts are for a cell of
-        median size if the target was not measured.
+        typical size if the target was not measured.
         """
         self._check_modality(target)
         return self._from_others([source], target, mdata, transformed, indices)
@@ -509,7 +509,7 @@ class Unbraid(SplitModel):
         """Decoded values on the scale of the data, NaN for cells of which nothing is known."""
         layer, mask = self.module.input_layers[m], batch["mask"][m]
         if not transformed:
-            sizes = batch["size_factor"].get(m)
+            sizes = batch["size_factor"].get(m) if layer.transform == "log1p" else None  # clr is of totals
             sizes = batch["x"][m].sum(dim=1) if sizes is None else sizes
             x = layer.inverse(x, torch.where(mask, sizes, layer.reference))
         return x.masked_fill(~(mask if known is None else known)[:, None], torch.nan)

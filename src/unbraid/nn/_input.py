@@ -11,7 +11,9 @@ from torch import nn
 
 Likelihood = Literal["normal", "laplace", "bernoulli", "categorical", "poisson", "nb", "zinb", "nb_mixture"]
 COUNT_LIKELIHOODS = frozenset({"poisson", "nb", "zinb", "nb_mixture"})
-InputTransform = Literal["log1p", "clr", "scale", "standardize", "identity"]
+InputTransform = Literal["log1p", "clr", "pearson", "scale", "standardize", "identity"]
+OVERDISPERSION = 100.0  # of Pearson residuals: the variance of a count is mu + mu^2 / 100
+MAX_RESIDUAL = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class InputLayer(nn.Module):
     ``clr``
         Centred log ratio within the cell, log(1 + x) minus its mean over features: the usual
         normalisation of surface proteins.
+    ``pearson``
+        Pearson residuals of a negative binomial (Lause et al. 2021): counts less what the cell's size and the
+        feature's share of all counts lead one to expect, divided by their standard deviation; at most 30 in size.
     ``scale``
         Features centred, then divided by one number, the root mean square of their standard
         deviations: no unit matters, and relative scales (principal components, say) stay.
@@ -80,10 +85,17 @@ class InputLayer(nn.Module):
             )
         self.n_features, self.transform = spec.n_features, spec.transform
         self.reference = float(spec.size_factor_reference)
+        # of cells whose own is not known: the median size factor, or the mean total
+        self.typical_size = self.reference if spec.transform == "log1p" else float(np.sum(spec.mean))
         spread = np.asarray(spec.standard_deviation, dtype=np.float64)
         if self.transform == "scale":
             spread = np.full_like(spread, np.sqrt(np.mean(spread**2)))
         spread = np.where(spread > 0, spread, 1.0)
+        if self.transform == "pearson":
+            share = np.asarray(spec.mean) / max(float(np.sum(spec.mean)), 1e-30)
+            self.register_buffer("share", torch.as_tensor(share, dtype=torch.float32))
+            # given size factors are on a scale of their own
+            self.size_scale = self.typical_size / max(self.reference, 1e-30)
         if self.transform in ("scale", "standardize"):
             self.register_buffer("center", torch.as_tensor(np.asarray(spec.mean), dtype=torch.float32))
             self.register_buffer("inverse_scale", torch.as_tensor(1.0 / spread, dtype=torch.float32))
@@ -105,9 +117,18 @@ class InputLayer(nn.Module):
         if self.transform == "clr":
             logs = torch.log1p(x)
             return logs.sub_(logs.mean(dim=1, keepdim=True))
+        if self.transform == "pearson":
+            size = x.sum(dim=1) if size_factor is None else size_factor * self.size_scale
+            mean, deviation = self._expected(size)
+            return ((x - mean) / deviation).clamp_(-MAX_RESIDUAL, MAX_RESIDUAL)
         if self.transform == "identity":
             return x
         return (x - self.center).mul_(self.inverse_scale)
+
+    def _expected(self, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the counts of cells of these totals, ``(n, n_features)``."""
+        mean = size.unsqueeze(1) * self.share
+        return mean, (mean + mean.square() / OVERDISPERSION).sqrt().clamp(min=1e-6)
 
     def inverse(self, x: torch.Tensor, size_factor: torch.Tensor | None = None) -> torch.Tensor:
         """Values that the transform would make into ``x``; none below 0 where values are counts.
@@ -117,13 +138,17 @@ class InputLayer(nn.Module):
         x
             Transformed values, shape ``(n, n_features)``.
         size_factor
-            Of ``log1p`` and ``clr``: size factors, or totals, of the cells, shape ``(n,)``; the median by default.
+            Of ``log1p``, ``clr`` and ``pearson``: totals of the cells (of ``log1p``: or the size factors that were
+            given), shape ``(n,)``; those of a typical cell by default.
         """
-        if self.transform in ("log1p", "clr"):
-            size = x.new_full((len(x),), self.reference) if size_factor is None else size_factor
-            if self.transform == "log1p":
-                return torch.expm1(x).clamp(min=0) * (size / self.reference).unsqueeze(1)
+        size = x.new_full((len(x),), self.typical_size) if size_factor is None else size_factor
+        if self.transform == "log1p":
+            return torch.expm1(x).clamp(min=0) * (size / self.reference).unsqueeze(1)
+        if self.transform == "clr":
             # the offset that gives the cell its total
             offset = (size + self.n_features).log() - x.logsumexp(dim=1)
             return torch.expm1(x + offset.unsqueeze(1)).clamp(min=0)
+        if self.transform == "pearson":
+            mean, deviation = self._expected(size)
+            return (mean + x * deviation).clamp(min=0)
         return x if self.transform == "identity" else x / self.inverse_scale + self.center

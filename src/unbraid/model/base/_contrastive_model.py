@@ -43,7 +43,7 @@ class ContrastiveModel(SplitModel):
         Whether encoders get batch and covariates as input (not by default).
     ``input_transform``
         What encoders see, per modality or for all: ``"log1p"`` (default for counts), ``"clr"``,
-        ``"scale"`` (default for continuous values), ``"standardize"`` or ``"identity"`` (default for
+        ``"pearson"``, ``"scale"`` (default for continuous values), ``"standardize"`` or ``"identity"`` (default for
         ``bernoulli``); see :class:`~unbraid.nn.InputLayer`.
     ``shared_objective``
         What makes shared codes agree: ``"info_nce"``; ``"vmf"``, the same on samples of von Mises-Fisher posteriors

@@ -215,7 +215,7 @@ class SplitModel(LatentMixin, BaseModelClass):
             state = self.registry_["field_registries"][registry_key(name)]["state_registry"]
             likelihood = state["likelihood"]
             chosen = input_transform.get(name) if isinstance(input_transform, dict) else input_transform
-            if chosen in ("log1p", "clr") and state["minimum"] < 0:
+            if chosen in ("log1p", "clr", "pearson") and state["minimum"] < 0:
                 raise ValueError(
                     f"Modality {name!r} has negative values, so `input_transform` cannot be {chosen!r}. "
                     "Use 'scale' or 'standardize', or point `layers` to the counts."

@@ -79,6 +79,7 @@ class LinearSplit(SplitModel):
         registry: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(mdata, registry)
+        self._warn_of_covariates("nowhere; what is to be taken out of the codes can be its `batch_key`")
         for name, value in {"n_shared": n_shared, "n_specific": n_specific, "n_components": n_components}.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be positive, got {value}.")

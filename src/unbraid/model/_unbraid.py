@@ -181,6 +181,7 @@ class Unbraid(SplitModel):
         registry: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(mdata, registry)
+        self._warn_of_covariates("nowhere; what is to be taken out of the codes can be its `batch_key`")
         for name, value in {"n_shared": n_shared, "n_specific": n_specific, "n_components": n_components}.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
@@ -511,7 +512,7 @@ class Unbraid(SplitModel):
         if not transformed:
             sizes = batch["size_factor"].get(m) if layer.transform == "log1p" else None  # clr is of totals
             sizes = batch["x"][m].sum(dim=1) if sizes is None else sizes
-            x = layer.inverse(x, torch.where(mask, sizes, layer.reference))
+            x = layer.inverse(x, torch.where(mask, sizes, layer.typical_size))
         return x.masked_fill(~(mask if known is None else known)[:, None], torch.nan)
 
     def _batches(self, modality: str, mdata: MuData | None, indices: Sequence[int] | None):

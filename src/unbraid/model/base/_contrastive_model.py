@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,13 +111,8 @@ class ContrastiveModel(SplitModel):
             if size < (1 if name == "n_shared" else 0):
                 raise ValueError(f"`{name}` must be positive, got {size}.")
         setup, stats = self.registry_["setup_args"], self.summary_stats
-        covariates = (setup["categorical_covariate_keys"] or []) + (setup["continuous_covariate_keys"] or [])
-        if covariates and not encode_covariates:
-            warnings.warn(
-                f"{type(self).__name__} uses the covariates {covariates} only with `encode_covariates=True`.",
-                UserWarning,
-                stacklevel=4,
-            )
+        if not encode_covariates:
+            self._warn_of_covariates("only with `encode_covariates=True`", stacklevel=4)
         negatives = negatives or ("all" if setup["batch_key"] is None else "batch")
         if negatives == "batch" and setup["batch_key"] is None:
             raise ValueError("`negatives='batch'` needs a `batch_key` in `setup_mudata`.")

@@ -234,6 +234,13 @@ class SplitModel(LatentMixin, BaseModelClass):
             )
         return specs
 
+    def _warn_of_covariates(self, when: str, stacklevel: int = 3) -> None:
+        setup = self.registry_["setup_args"]
+        covariates = (setup["categorical_covariate_keys"] or []) + (setup["continuous_covariate_keys"] or [])
+        if covariates:
+            message = f"{type(self).__name__} uses the covariates {covariates} {when}."
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
     def _init_arguments(self) -> dict[str, Any]:
         """What the model was called with."""
         arguments = dict(self.init_params_["non_kwargs"])

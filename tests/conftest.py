@@ -29,7 +29,12 @@ if hasattr(mudata, "set_options"):  # mudata 0.4 never pulls and has no such opt
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tiny data make other packages and LinearSplit complain; none of it is news."""
-    for message in ("Category .* in adata.obs", "No dimension is shared beyond chance", "var_names are not unique"):
+    for message in (
+        "Category .* in adata.obs",
+        "No dimension is shared beyond chance",
+        "[0-9]+ training cells with two modalities are too few",
+        "var_names are not unique",
+    ):
         config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")
 
 

@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 
 import unbraid as ub
-from unbraid.data import BlockSampler, block_loader
+from unbraid.data import BlockSampler, CachedDataset, block_loader
 
 
 def dense(values):
@@ -257,3 +257,60 @@ def test_the_data_module_feeds_the_parts(make_mdata, dataset_of):
     assert list(train) != list(inner)
     assert list(validation) == list(parts["validation"])
     assert ub.data.MultimodalDataModule(dataset, {**parts, "validation": np.array([], int)}, 20).val_dataloader() == []
+
+
+# ---- cells in memory --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cached():
+    """Cells 9, 2 and 5 of ten, each holding its own number."""
+    numbers = np.array([9, 2, 5])
+    own = torch.from_numpy(numbers)
+    return CachedDataset({"x": {"a": own[:, None] * 10.0, "deep": {"b": own}}, "index": own}, numbers, 10)
+
+
+@pytest.mark.parametrize("indices", [[2], [9, 5, 2], [5, 5], [-1, 2], np.array([2, 9]), 5, torch.tensor([5, 9]), []])
+def test_cells_in_memory_come_by_their_numbers(cached, indices):
+    expected = np.atleast_1d(np.asarray(indices)) % 10
+    batch = cached[indices]
+    assert batch.keys() == {"x", "index"}
+    np.testing.assert_array_equal(batch["index"], expected)
+    np.testing.assert_array_equal(batch["x"]["deep"]["b"], expected)
+    np.testing.assert_array_equal(batch["x"]["a"], expected[:, None] * 10)
+    assert len(cached) == 10
+
+
+@pytest.mark.parametrize("indices", [[3], [2, 3], 0])
+def test_cells_that_are_not_in_memory_are_refused(cached, indices):
+    with pytest.raises(IndexError, match="Not all of these cells are in memory"):
+        cached[indices]
+    with pytest.raises(IndexError):
+        cached[[10]]
+
+
+def test_cells_in_memory_feed_a_data_module(make_mdata, dataset_of):
+    dataset = dataset_of(make_mdata(missing=0.2))
+    parts = ub.data.split_indices(60, seed=3)
+    known = np.concatenate([parts["train"], parts["validation"]])
+    read = dataset[known]
+    cached = CachedDataset({name: read[name] for name in ("x", "mask", "index")}, known, 60)
+    loaders = (ub.data.MultimodalDataModule(cells, parts, 20, seed=5).train_dataloader() for cells in (dataset, cached))
+    for batch, other in zip(*loaders, strict=True):
+        np.testing.assert_array_equal(batch["index"], other["index"])
+        for m in dataset.modalities:
+            torch.testing.assert_close(other["x"][m], batch["x"][m])
+            assert torch.equal(other["mask"][m], batch["mask"][m])
+
+
+def test_changing_a_batch_leaves_the_cells_in_memory_alone(cached):
+    cached[[2, 5]]["x"]["a"] += 1
+    np.testing.assert_array_equal(cached[[2, 5]]["x"]["a"], [[20], [50]])
+
+
+def test_a_data_module_gives_whole_parts_once(make_mdata, dataset_of):
+    parts = ub.data.split_indices(60, validation_size=0.4, seed=3)
+    module = ub.data.MultimodalDataModule(dataset_of(make_mdata()), parts, 7, seed=5)
+    for part in ("train", "validation"):
+        cells = np.concatenate([batch["index"] for batch in module.whole_dataloader(part)])
+        np.testing.assert_array_equal(cells, parts[part])

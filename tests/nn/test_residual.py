@@ -185,6 +185,41 @@ def test_gradients_go_where_they_should():
     assert all(p.grad.isfinite().all() and p.grad.any() for p in regression.parameters())
 
 
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_restore_is_the_way_back(scale, offset):
+    regression, c = randomized(2, 3, scale=scale), torch.randn(40, 2)
+    x = (torch.randn(40, 3) + c[:, :1]) * torch.tensor([1.0, 20.0, 0.05]) + offset
+    for _ in range(3):  # running moments
+        regression.loss(x, c, torch.arange(40))
+    assert (regression.unexplained > 0.01).all()
+    residual = regression(x, c)
+    torch.testing.assert_close(regression.restore(residual, c), x, rtol=1e-4, atol=1e-4)
+    # the mean residual is that of the mean regression
+    mean = regression.restore(torch.zeros(40, 3), c)
+    torch.testing.assert_close(regression(mean, c), torch.zeros(40, 3), rtol=0, atol=1e-4)
+
+
+def test_restore_takes_what_is_explained_from_the_mean():
+    regression, c, x = randomized(2, 3), torch.randn(10, 2), torch.randn(10, 3)
+    regression.unexplained[1] = 0.005
+    residual = regression(x, c)
+    assert (residual[:, 1] == 0).all()
+    back = regression.restore(residual, c)
+    torch.testing.assert_close(back[:, ::2], x[:, ::2])
+    torch.testing.assert_close(back[:, 1], regression.restore(torch.zeros(10, 3), c)[:, 1])
+    assert regression.restore(residual[:0], c[:0]).shape == (0, 3)
+
+
+def test_restore_lets_gradients_through_to_the_residual_alone():
+    regression = randomized(2, 3)
+    residual, c = torch.randn(6, 3, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    regression.restore(residual, c).sum().backward()
+    assert (residual.grad != 0).all()
+    assert c.grad is None
+    assert all(p.grad is None for p in regression.parameters())
+
+
 # --- folds ------------------------------------------------------------------------------------------
 
 

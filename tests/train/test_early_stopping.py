@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,3 +107,60 @@ def test_an_infinite_loss_is_no_improvement():
     module, history = run([math.inf, 4, math.inf, 3, math.inf, math.inf, 1], epochs=12, patience=2)
     assert len(history["first/train_loss"]) == 6
     assert changed(weights(module), module.at_validation[3]) == []
+
+
+# ---- stages that stop in their own way ------------------------------------------------------------
+
+SCRIPT = [5, 4, 4.5, 6, 3, 7, 8, 9]
+
+
+def stage(mode):
+    return [replace(FIRST[0], early_stopping=mode)]
+
+
+@pytest.mark.parametrize(("mode", "n_epochs", "left"), [("stop", 3, 1), ("best", 8, 4), ("never", 8, 7)])
+def test_a_stage_may_run_to_its_end(mode, n_epochs, left):
+    module = Scripted(SCRIPT)
+    history = fit(module, batches(**ONE_BATCH), epochs=8, stages=stage(mode), patience=1)
+    assert history["first/validation_loss"]["validation_loss"].tolist() == pytest.approx(SCRIPT[:n_epochs])
+    assert changed(weights(module), module.at_validation[left]) == []
+    assert changed(weights(module), module.at_validation[left - 1]) != []
+
+
+@pytest.mark.parametrize("mode", ["stop", "best", "never"])
+def test_no_mode_stops_a_user_who_has_none(mode):
+    module = Scripted(SCRIPT)
+    fit(module, batches(**ONE_BATCH), epochs=8, stages=stage(mode), patience=1, early_stopping=False)
+    assert changed(weights(module), module.at_validation[7]) == []
+
+
+class Judged(Scripted):
+    """All validation cells at once say the opposite of what the validation batches say."""
+
+    def __init__(self, script, key):
+        super().__init__(script)
+        self.key, self.seen = key, []
+
+    def validate_stage(self, stage, train, validation):
+        self.seen.append([sorted(i for batch in part for i in batch["index"].tolist()) for part in (train, validation)])
+        assert not self.first.training
+        assert not torch.is_grad_enabled()
+        return {self.key: -self.script[len(self.at_validation) - 1]}
+
+
+@pytest.mark.parametrize(("mode", "n_epochs", "left"), [("stop", 3, 0), ("best", 8, 7)])
+def test_a_loss_of_all_validation_cells_leads(mode, n_epochs, left):
+    module = Judged(SCRIPT, "loss")
+    history = fit(module, batches(**ONE_BATCH), epochs=8, stages=stage(mode), patience=2)
+    found = history["first/validation_loss"]["validation_loss"]
+    assert found.tolist() == pytest.approx([-value for value in SCRIPT[:n_epochs]])
+    assert changed(weights(module), module.at_validation[left]) == []
+    assert module.seen == [[list(range(40)), list(range(40, 50))]] * n_epochs
+
+
+def test_any_other_quantity_of_all_validation_cells_is_but_noted():
+    module = Judged(SCRIPT, "information")
+    history = fit(module, batches(**ONE_BATCH), epochs=8, stages=stage("stop"), patience=1)
+    assert history["first/information_validation"]["information_validation"].tolist() == [-5, -4, -4.5]
+    assert history["first/validation_loss"]["validation_loss"].tolist() == [5, 4, 4.5]
+    assert changed(weights(module), module.at_validation[1]) == []

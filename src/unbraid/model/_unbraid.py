@@ -47,8 +47,10 @@ class UnbraidReport:
         Dimensions of every modality's specific code.
     correlations
         Held-out correlation between modalities of every dimension looked at, of the chosen candidate.
+    kept
+        Which of them are in the shared code: those above the threshold, unless the number was given.
     threshold
-        What re-paired cells reach; a dimension above it is kept.
+        What re-paired cells reach.
     information
         Held-out lower bound (InfoNCE) of the mutual information of a cell's modalities, nats.
     interval
@@ -60,6 +62,7 @@ class UnbraidReport:
     n_shared: int
     n_specific: dict[str, int]
     correlations: np.ndarray
+    kept: np.ndarray
     threshold: float
     information: float
     interval: tuple[float, float]
@@ -70,13 +73,13 @@ class UnbraidReport:
             "shared": "the linear map with a network beside it",
             "scratch": "networks from random weights",
         }
-        kept = np.sort(self.correlations[self.correlations > self.threshold])[::-1]
+        kept = np.sort(self.correlations[self.kept])[::-1]
         shown = ", ".join(f"{rho:.2f}" for rho in kept[:10]) + (", ..." if len(kept) > 10 else "")
         specific = ", ".join(f"{m} {n}" for m, n in self.n_specific.items())
         return "\n".join(
             [
-                f"Shared code: {self.n_shared} dimensions; {words[self.chosen]}.",
-                f"Held-out correlations: {shown or 'none'} (above chance from {self.threshold:.2f}).",
+                f"Shared code: {self.n_shared} dimension{'s' * (self.n_shared > 1)}; {words[self.chosen]}.",
+                f"Held-out correlations: {shown} (above chance from {self.threshold:.2f}).",
                 f"Shared information: at least {self.information:.2f} nats "
                 f"({self.interval[0]:.2f} to {self.interval[1]:.2f}).",
                 f"Specific codes: {specific} dimensions.",
@@ -295,6 +298,7 @@ class Unbraid(SplitModel):
             n_shared=module.n_shared,
             n_specific={m: module.specific[m].axes.shape[1] for m in self.modalities},
             correlations=module.candidate.correlation.cpu().numpy(),
+            kept=module.candidate.kept.cpu().numpy(),
             threshold=float(module.candidate.threshold),
             information=value,
             interval=(value - 1.96 * error, value + 1.96 * error),
@@ -510,8 +514,7 @@ class Unbraid(SplitModel):
         """Decoded values on the scale of the data, NaN for cells of which nothing is known."""
         layer, mask = self.module.input_layers[m], batch["mask"][m]
         if not transformed:
-            sizes = batch["size_factor"].get(m) if layer.transform == "log1p" else None  # clr is of totals
-            sizes = batch["x"][m].sum(dim=1) if sizes is None else sizes
+            sizes = layer.sizes(batch["x"][m], batch["size_factor"].get(m))
             x = layer.inverse(x, torch.where(mask, sizes, layer.typical_size))
         return x.masked_fill(~(mask if known is None else known)[:, None], torch.nan)
 
@@ -521,8 +524,7 @@ class Unbraid(SplitModel):
         self._check_modality(modality)
         mdata = self._validate_anndata(mdata, copy_if_view=False)
         rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
-        for batch, _ in self._encode(mdata, rows, None):
-            yield batch
+        yield from self._batches_of(mdata, rows, None)
 
     def _check_modality(self, modality: str) -> None:
         if modality not in self.modalities:

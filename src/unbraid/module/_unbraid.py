@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CANDIDATES = ("linear", "shared", "scratch")
 MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
+FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
 LEAST_GAIN = 1.002  # of the information; a network that gains less is not worth it
 
@@ -72,7 +73,8 @@ class UnbraidModule(LinearModule):
         self.n_kept, self.n_axes, self.condition = n_shared, n_specific, condition
         self.independence_weights = independence_weights(independence)
         self.network_options = {"n_hidden": n_hidden, "n_layers": n_layers, "dropout": dropout}
-        self.lr, self.weight_decay = lr, 1e-4
+        self.lr = lr
+        self.register_buffer("few", torch.zeros((), dtype=torch.bool))
         self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
         self.register_buffer("seed", torch.zeros((), dtype=torch.long))
         # built when their sizes are known: candidates by `start`, the rest when the shared code is final
@@ -87,7 +89,7 @@ class UnbraidModule(LinearModule):
     @property
     def stages(self) -> list[Stage]:
         """Both neural candidates for the shared code, the residual of the best, the specific codes."""
-        network = {"weight_decay": self.weight_decay, "early_stopping": "best"}
+        network = {"weight_decay": 1e-2 if self.few else 1e-4, "early_stopping": "best"}
         common = {"schedule": "cosine", "gradient_clip": 5.0, "n_steps": N_STEPS}
         learns = any(kind not in ("hsic", "dcor", "orthogonality") for kind in self.independence_weights)
         inner = InnerLoop(("independence",), 3, 1e-3, fresh_batches=True) if learns else None
@@ -205,15 +207,13 @@ class UnbraidModule(LinearModule):
         sizes = {m: x.shape[1] for m, x in fit.components.items()}
         rank = self.maps[self.modalities[0]].shared.shape[1]
         n_train = max(len(rows) for rows in fit.rows.values())
-        if n_train < 2_000:  # few cells: stronger regularisation, also of candidates rebuilt from a checkpoint
-            dropout = max(self.network_options["dropout"], 0.3)
-            self.weight_decay, self.network_options = 1e-2, {**self.network_options, "dropout": dropout}
+        self.few.fill_(n_train < FEW_CELLS)
         selection = fit.selection
         canonical = generalized_cca(
             fit.components, fit.rows, len(fit.batch), selection.ridge, len(selection.correlations)
         )
         n_codes = {"linear": len(selection.correlations)} | dict.fromkeys(CANDIDATES[1:], _n_codes(rank))
-        self._build_candidates(sizes, n_codes, self.network_options)
+        self._build_candidates(sizes, n_codes)
         for m, x in fit.components.items():
             variance, vectors = torch.linalg.eigh(torch.as_tensor(x.T @ x / len(x)))
             mean = variance.mean() if variance.mean() > 1e-12 else torch.ones_like(variance[0])  # nothing varies
@@ -273,7 +273,10 @@ class UnbraidModule(LinearModule):
         best = float(self.linear.information)
         self.chosen.zero_()
         for k, name in enumerate(CANDIDATES[1:], 1):
-            if (found := float(getattr(self, name).information)) > best * LEAST_GAIN and found > 0:
+            candidate = getattr(self, name)
+            # where nothing is shared, the best of several empty candidates is no gain
+            correlates = bool((candidate.correlation > candidate.threshold).any())
+            if correlates and (found := float(candidate.information)) > max(best, 0.0) * LEAST_GAIN:
                 best = found
                 self.chosen.fill_(k)
         if self.chosen == 0:
@@ -315,7 +318,9 @@ class UnbraidModule(LinearModule):
 
     # ---- networks whose sizes the data decide ---------------------------------------------------
 
-    def _build_candidates(self, sizes: Mapping[str, int], n_codes: Mapping[str, int], options: dict) -> None:
+    def _build_candidates(self, sizes: Mapping[str, int], n_codes: Mapping[str, int]) -> None:
+        options = dict(self.network_options)
+        options["dropout"] = max(options["dropout"], 0.3 if self.few else 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(self.seed))
             for name in CANDIDATES:
@@ -354,7 +359,8 @@ class UnbraidModule(LinearModule):
         names = list(enumerate(self.modalities))
         if "linear.kept" in own:
             sizes = {m: len(own[f"linear.encoders.networks.{k}.linear_start"]) for k, m in names}
-            self._build_candidates(sizes, {c: len(own[f"{c}.kept"]) for c in CANDIDATES}, self.network_options)
+            self.few.copy_(own["few"])
+            self._build_candidates(sizes, {c: len(own[f"{c}.kept"]) for c in CANDIDATES})
             self.chosen.copy_(own["chosen"])
             self.candidate.kept.copy_(own[f"{CANDIDATES[int(self.chosen)]}.kept"])
         if "residuals.networks.0.unexplained" in own:

@@ -94,8 +94,6 @@ class InputLayer(nn.Module):
         if self.transform == "pearson":
             share = np.asarray(spec.mean) / max(float(np.sum(spec.mean)), 1e-30)
             self.register_buffer("share", torch.as_tensor(share, dtype=torch.float32))
-            # given size factors are on a scale of their own
-            self.size_scale = self.typical_size / max(self.reference, 1e-30)
         if self.transform in ("scale", "standardize"):
             self.register_buffer("center", torch.as_tensor(np.asarray(spec.mean), dtype=torch.float32))
             self.register_buffer("inverse_scale", torch.as_tensor(1.0 / spread, dtype=torch.float32))
@@ -111,19 +109,30 @@ class InputLayer(nn.Module):
             Given size factors, shape ``(n,)``.
         """
         if self.transform == "log1p":
-            size = x.sum(dim=1) if size_factor is None else size_factor
             # an empty cell stays all zero
-            return (x * (self.reference / size.clamp(min=1e-8)).unsqueeze(1)).log1p_()
+            return (x * (self.reference / self.sizes(x, size_factor).clamp(min=1e-8)).unsqueeze(1)).log1p_()
         if self.transform == "clr":
             logs = torch.log1p(x)
             return logs.sub_(logs.mean(dim=1, keepdim=True))
         if self.transform == "pearson":
-            size = x.sum(dim=1) if size_factor is None else size_factor * self.size_scale
-            mean, deviation = self._expected(size)
+            mean, deviation = self._expected(self.sizes(x, size_factor))
             return ((x - mean) / deviation).clamp_(-MAX_RESIDUAL, MAX_RESIDUAL)
         if self.transform == "identity":
             return x
         return (x - self.center).mul_(self.inverse_scale)
+
+    def sizes(self, x: torch.Tensor, size_factor: torch.Tensor | None = None) -> torch.Tensor:
+        """Size of every cell as the transform takes it: totals, or for ``log1p`` size factors if there are any.
+
+        Parameters
+        ----------
+        x, size_factor
+            As in :meth:`forward`.
+        """
+        if size_factor is None or self.transform == "clr":
+            return x.sum(dim=1)
+        # size factors are on a scale of their own, which only a ratio to their median takes out
+        return size_factor * (self.typical_size / self.reference if self.transform == "pearson" else 1.0)
 
     def _expected(self, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the counts of cells of these totals, ``(n, n_features)``."""
@@ -138,8 +147,7 @@ class InputLayer(nn.Module):
         x
             Transformed values, shape ``(n, n_features)``.
         size_factor
-            Of ``log1p``, ``clr`` and ``pearson``: totals of the cells (of ``log1p``: or the size factors that were
-            given), shape ``(n,)``; those of a typical cell by default.
+            What :meth:`sizes` gives, shape ``(n,)``; that of a typical cell by default.
         """
         size = x.new_full((len(x),), self.typical_size) if size_factor is None else size_factor
         if self.transform == "log1p":

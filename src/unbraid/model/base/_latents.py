@@ -27,10 +27,8 @@ UNTRAINED = "The model is not trained. Call `model.train()` first."
 class LatentMixin:
     """Latents of a model's own cells and of query cells."""
 
-    def _encode(
-        self, mdata: MuData, indices: np.ndarray, batch_size: int | None, *, give_mean: bool = True
-    ) -> Iterator[tuple[dict, Latents]]:
-        """Latents of the given cells, batch by batch, without gradients."""
+    def _batches_of(self, mdata: MuData, indices: np.ndarray, batch_size: int | None) -> Iterator[dict]:
+        """The given cells, batch by batch, on the model's device, without gradients until the last is drawn."""
         dataset = self.get_anndata_manager(mdata, required=True).create_torch_dataset()
         loader = block_loader(dataset, BlockSampler(indices, batch_size or max(settings.batch_size, 1024)))
         if len(indices) == 0:
@@ -38,8 +36,14 @@ class LatentMixin:
         self.module.eval()
         with torch.inference_mode():
             for batch in loader:
-                batch = move_data_to_device(batch, self.device)
-                yield batch, self.module.encode(batch, give_mean=give_mean)
+                yield move_data_to_device(batch, self.device)
+
+    def _encode(
+        self, mdata: MuData, indices: np.ndarray, batch_size: int | None, *, give_mean: bool = True
+    ) -> Iterator[tuple[dict, Latents]]:
+        """Latents of the given cells, batch by batch, without gradients."""
+        for batch in self._batches_of(mdata, indices, batch_size):
+            yield batch, self.module.encode(batch, give_mean=give_mean)
 
     def get_latent_representation(
         self,

@@ -665,3 +665,15 @@ def test_resumed_as_if_never_interrupted(uninterrupted, tmp_path, stage, hook, e
     assert str(resumed.report()) == str(uninterrupted.report())
     for name, frame in uninterrupted.history.items():
         np.testing.assert_allclose(resumed.history[name], frame, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_the_joint_code_is_regressed_out_of_a_linear_split_too():
+    model = trained(folded(), condition="joint")
+    joint, x = model.get_latent_representation(), model.get_latent_representation(kind="specific", modality="a")
+    correlation = np.corrcoef(np.column_stack([joint, x]), rowvar=False)[: joint.shape[1], joint.shape[1] :]
+    assert np.abs(correlation[:, np.ptp(x, axis=0) > 0]).max() < 0.1
+
+
+def test_a_residual_of_a_residual_is_refused(pair):
+    with pytest.raises(ValueError, match="leave 'residual' out"):
+        build(pair.adata.copy(), independence={"residual": 1.0})

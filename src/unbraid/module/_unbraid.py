@@ -10,7 +10,7 @@ from torch import nn
 
 from unbraid.module._base import InnerLoop, Latents, Stage, centered, on_present_rows, over_pairs, total_loss
 from unbraid.module._canonical import CanonicalCandidate
-from unbraid.module._independence import Independence, independence_weights
+from unbraid.module._independence import PENALTIES, Independence, independence_weights
 from unbraid.module._linear import LinearModule, generalized_cca
 from unbraid.module._specific import ResidualCode, residual_axes
 from unbraid.nn import CrossFittedResidual, PerModality
@@ -72,6 +72,8 @@ class UnbraidModule(LinearModule):
         super().__init__(specs, center_batches=center_batches)
         self.n_kept, self.n_axes, self.condition = n_shared, n_specific, condition
         self.independence_weights = independence_weights(independence)
+        if "residual" in self.independence_weights:
+            raise ValueError("`independence`: specific codes are made of a residual already; leave 'residual' out.")
         self.network_options = {"n_hidden": n_hidden, "n_layers": n_layers, "dropout": dropout}
         self.lr = lr
         self.register_buffer("few", torch.zeros((), dtype=torch.bool))
@@ -91,7 +93,7 @@ class UnbraidModule(LinearModule):
         """Both neural candidates for the shared code, the residual of the best, the specific codes."""
         network = {"weight_decay": 1e-2 if self.few else 1e-4, "early_stopping": "best"}
         common = {"schedule": "cosine", "gradient_clip": 5.0, "n_steps": N_STEPS}
-        learns = any(kind not in ("hsic", "dcor", "orthogonality") for kind in self.independence_weights)
+        learns = any(PENALTIES[kind].learns for kind in self.independence_weights)
         inner = InnerLoop(("independence",), 3, 1e-3, fresh_batches=True) if learns else None
         return [
             Stage("shared", ("shared",), lr=self.lr, **network, **common),
@@ -279,9 +281,6 @@ class UnbraidModule(LinearModule):
             if correlates and (found := float(candidate.information)) > max(best, 0.0) * LEAST_GAIN:
                 best = found
                 self.chosen.fill_(k)
-        if self.chosen == 0:
-            self._build_regressors({m: self.maps[m].components.shape[1] for m in self.modalities})
-            return
         pairs = self._conditions_and_components(batches)
         for m, (x, c) in pairs.items():
             self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())

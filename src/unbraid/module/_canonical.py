@@ -124,6 +124,8 @@ class CanonicalCandidate(nn.Module):
         self.register_buffer("kept", torch.zeros(n_codes, dtype=torch.bool))
         for name in ("threshold", "information", "information_error"):
             self.register_buffer(name, torch.zeros(()))
+        n_pairs = len(sizes) * (len(sizes) - 1) // 2
+        self.register_buffer("terms", torch.full((n_pairs, MAX_PAIRS), torch.nan))  # of the bound, cell by cell
 
     @property
     def kept_correlation(self) -> Tensor:
@@ -172,8 +174,15 @@ class CanonicalCandidate(nn.Module):
             if n_kept is not None or not self.kept.any():
                 self.kept.fill_(False)[rho.topk(min(n_kept or 1, len(rho))).indices] = True
             bounds = [held_out_information(a, b, g, self.correlation * self.kept) for a, b, g in pairs]
+        self.terms.fill_(torch.nan)
+        for row, (_, terms) in zip(self.terms, bounds, strict=False):
+            row[: len(terms)] = terms
         self.information.copy_(torch.stack([value for value, _ in bounds]).mean())
-        self.information_error.copy_(torch.stack([error for _, error in bounds]).square().sum().sqrt() / len(bounds))
+        self.information_error.copy_(_standard_error(self.terms))
+
+    def gain_over(self, other: CanonicalCandidate) -> tuple[float, float]:
+        """How much more information than another candidate's, and the standard error of this on the same cells."""
+        return float(self.information - other.information), float(_standard_error(self.terms - other.terms))
 
     def joint(self, shared: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:
         r"""Mean of a one-factor model given the codes of the modalities S that a cell has.
@@ -209,8 +218,15 @@ def _mean_correlation(pairs, *, repair: bool = False) -> Tensor:
     return torch.stack(values).mean(dim=0)
 
 
+def _standard_error(terms: Tensor) -> Tensor:
+    """Standard error of the mean over pairs of modalities of the mean over cells; NaN stands for no cell."""
+    pairs = [row[row.isfinite()] for row in terms]
+    errors = [row.var() / len(row) for row in pairs if len(row) > 1]
+    return torch.stack(errors).sum().sqrt() / len(errors) if errors else terms.new_zeros(())
+
+
 def held_out_information(a: Tensor, b: Tensor, groups: Tensor | None, rho: Tensor) -> tuple[Tensor, Tensor]:
-    """Best InfoNCE bound over the temperatures of the ratio, mean of both directions, and its standard error.
+    """Best InfoNCE bound over the temperatures of the ratio, mean of both directions, and its term for every cell.
 
     Parameters
     ----------
@@ -230,4 +246,4 @@ def held_out_information(a: Tensor, b: Tensor, groups: Tensor | None, rho: Tenso
     if groups is not None:
         sharpened = sharpened.masked_fill(groups[:, None] != groups, -torch.inf)
     own = (sharpened.log_softmax(dim=1).diagonal() + sharpened.log_softmax(dim=0).diagonal()) / 2
-    return bounds[int(best)], own.std() / len(own) ** 0.5
+    return bounds[int(best)], own

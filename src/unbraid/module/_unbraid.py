@@ -31,7 +31,8 @@ MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
-LEAST_GAIN = 1.002  # of the information; a network that gains less is not worth it
+# in information over the linear split: as a share, and in standard errors of the difference on the same cells
+LEAST_GAIN, LEAST_ERRORS = 0.002, 2.0
 
 
 class UnbraidModule(LinearModule):
@@ -272,14 +273,15 @@ class UnbraidModule(LinearModule):
 
     def _choose(self, batches: Iterable[dict]) -> None:
         self._known = None  # of an interrupted training
-        best = float(self.linear.information)
         self.chosen.zero_()
         for k, name in enumerate(CANDIDATES[1:], 1):
             candidate = getattr(self, name)
             # where nothing is shared, the best of several empty candidates is no gain
             correlates = bool((candidate.correlation > candidate.threshold).any())
-            if correlates and (found := float(candidate.information)) > max(best, 0.0) * LEAST_GAIN:
-                best = found
+            gain, error = candidate.gain_over(self.linear)
+            least = max(LEAST_GAIN * float(self.linear.information), LEAST_ERRORS * error, 0.0)
+            best = max(float(self.candidate.information), 0.0)
+            if correlates and gain > least and float(candidate.information) > best * (1 + LEAST_GAIN):
                 self.chosen.fill_(k)
         pairs = self._conditions_and_components(batches)
         for m, (x, c) in pairs.items():

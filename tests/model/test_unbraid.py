@@ -695,3 +695,17 @@ def test_the_joint_code_is_regressed_out_of_a_linear_split_too():
 def test_a_residual_of_a_residual_is_refused(pair):
     with pytest.raises(ValueError, match="leave 'residual' out"):
         build(pair.adata.copy(), independence={"residual": 1.0})
+
+
+def test_cells_held_out_of_the_training_ones_still_count_in_a_linear_choice():
+    mdata = folded()
+    mdata.obs["split"] = ["train"] * 700 + ["test"] * 100
+    model = trained(mdata, training={"split_key": "split"})
+    assert len(model.train_indices_) == 630
+    assert len(model.validation_indices_) == 70
+    ub.model.LinearSplit.setup_mudata(mdata)
+    linear = ub.model.LinearSplit(mdata, ridge=0.01)
+    linear.train(split_key="split", seed=0)
+    found, expected = model.get_latent_representation(), linear.get_latent_representation()
+    assert model.report().chosen == "linear"
+    np.testing.assert_allclose(found * np.sign((found * expected).sum(axis=0)), expected, atol=1e-4)

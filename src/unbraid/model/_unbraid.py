@@ -149,7 +149,8 @@ class Unbraid(SplitModel):
     components, which are computed once and kept in memory (4 bytes for each component of each cell).
 
     The choice of a candidate needs validation cells. Where a split names fewer than 50, a tenth of the training cells
-    are taken (at most 2,000); if these are too few as well, the shared code stays linear.
+    are taken (at most 2,000), which the linear split itself may still learn from; if these are too few as well, the
+    shared code stays linear.
 
     References
     ----------
@@ -211,14 +212,14 @@ class Unbraid(SplitModel):
 
     def _start(self, dataset: Any, parts: dict[str, np.ndarray], seed: int) -> CachedDataset:
         """Fit the linear split, and keep the components of all cells that training reads in memory."""
-        module = self.module
+        module, whole = self.module, parts["train"]
         module.judges = self._hold_out(dataset.presence, parts, seed)
         begins = not module.started
         if begins:
             fit = fit_linear(
                 module,
                 dataset,
-                parts["train"],
+                whole,
                 n_shared=module.n_kept,
                 n_specific=1,
                 n_components=self.n_components,
@@ -228,7 +229,7 @@ class Unbraid(SplitModel):
                 name=type(self).__name__,
             )
             self.history_ = linear_history(fit.selection)
-            module.start(fit, seed)
+            module.start(fit, parts["train"], seed)
         validation = parts["validation"]
         cached = self._cached(dataset, np.concatenate([parts["train"], validation]))
         if begins and module.judges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -196,25 +197,31 @@ class UnbraidModule(LinearModule):
 
     # ---- between the stages -----------------------------------------------------------------
 
-    def start(self, fit: Any, seed: int) -> None:
+    def start(self, fit: Any, train: np.ndarray, seed: int) -> None:
         """Build the candidates around the maps of the linear split.
 
         Parameters
         ----------
         fit
             A :class:`~unbraid.train.LinearFit`, whose maps this module has.
+        train
+            Numbers of those of its cells that candidates may begin with; the others are held out to judge them.
         seed
             Of the networks' first weights.
         """
         self.seed.fill_(seed)
         sizes = {m: x.shape[1] for m, x in fit.components.items()}
         rank = self.maps[self.modalities[0]].shared.shape[1]
-        n_train = max(len(rows) for rows in fit.rows.values())
-        self.few.fill_(n_train < FEW_CELLS)
+        inside = {m: np.isin(rows, train) for m, rows in fit.rows.items()}
+        self.few.fill_(max(int(chosen.sum()) for chosen in inside.values()) < FEW_CELLS)
         selection = fit.selection
+        shape = len(fit.batch), selection.ridge, len(selection.correlations)
         canonical = generalized_cca(
-            fit.components, fit.rows, len(fit.batch), selection.ridge, len(selection.correlations)
+            {m: x[inside[m]] for m, x in fit.components.items()},
+            {m: rows[inside[m]] for m, rows in fit.rows.items()},
+            *shape,
         )
+        self._whole_maps = generalized_cca(fit.components, fit.rows, *shape)
         n_codes = {"linear": len(selection.correlations)} | dict.fromkeys(CANDIDATES[1:], _n_codes(rank))
         self._build_candidates(sizes, n_codes)
         for m, x in fit.components.items():
@@ -251,13 +258,18 @@ class UnbraidModule(LinearModule):
         return {"information": float(candidate.information), "loss": -float(candidate.information)}
 
     def judge_linear(self, validation: Iterable[dict]) -> None:
-        """Held-out information of the linear candidate, by the same cells as that of the others."""
+        """Held-out information of the linear candidate, by the same cells as that of the others.
+
+        It is then given the maps of all cells of the linear fit: a closed form needs none to stop by.
+        """
         linear = self.linear
         # cross-validation on all training cells knows rank and correlations better
         known = {name: getattr(linear, name).clone() for name in ("correlation", "kept", "threshold")}
         self.validate_stage("linear", [], validation)
         for name, value in known.items():
             getattr(linear, name).copy_(value)
+        for m, maps in self._whole_maps.items():
+            linear.encoders[m].linear_start.copy_(torch.as_tensor(maps))
 
     def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
         """Choose the shared code and regress it out; then choose the axes of the residual; then standardise."""

@@ -317,7 +317,7 @@ class Unbraid(SplitModel):
         r"""Vectors whose dot products rank cells by the likelihood ratio of belonging together.
 
         With canonical codes and correlations, those of dimensions that were not kept included but less
-        :math:`1 / \sqrt n` of the validation cells, a query's product with a target is their
+        :math:`1 / \sqrt n` of the held-out cells, a query's product with a target is their
         :func:`~unbraid.objectives.canonical_log_ratio`, but for a constant of the query. For
         :func:`unbraid.metrics.retrieval` with ``metric="dot"``, or any index of maximum inner products.
 

@@ -106,6 +106,8 @@ class CanonicalCandidate(nn.Module):
     ----------
     correlation
         Held-out correlation of every dimension, mean over the pairs of modalities, ``(n_codes,)``.
+    n_cells
+        Number of held-out pairs that it was estimated from.
     kept
         Dimensions that correlate more than re-paired cells do, ``(n_codes,)``.
     threshold
@@ -122,7 +124,7 @@ class CanonicalCandidate(nn.Module):
         self.head = CodeHead(list(sizes), n_codes, sphere=False, canonical=True)
         self.register_buffer("correlation", torch.zeros(n_codes))
         self.register_buffer("kept", torch.zeros(n_codes, dtype=torch.bool))
-        for name in ("threshold", "information", "information_error"):
+        for name in ("n_cells", "threshold", "information", "information_error"):
             self.register_buffer(name, torch.zeros(()))
         n_pairs = len(sizes) * (len(sizes) - 1) // 2
         self.register_buffer("terms", torch.full((n_pairs, MAX_PAIRS), torch.nan))  # of the bound, cell by cell
@@ -169,6 +171,7 @@ class CanonicalCandidate(nn.Module):
             rho = _mean_correlation(pairs)
             null = torch.stack([_mean_correlation(pairs, repair=True).max() for _ in range(N_PERMUTATIONS)])
             self.correlation.copy_(rho.clamp(0, 1))
+            self.n_cells.fill_(sum(len(a) for a, _, _ in pairs) / len(pairs))
             self.threshold.copy_(null.quantile(0.95))
             self.kept.copy_(rho > self.threshold)
             if n_kept is not None or not self.kept.any():

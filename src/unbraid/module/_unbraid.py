@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from unbraid.module._base import InnerLoop, Latents, Stage, centered, on_present_rows, over_pairs, total_loss
 from unbraid.module._canonical import CanonicalCandidate
 from unbraid.module._independence import PENALTIES, Independence, independence_weights
-from unbraid.module._linear import LinearModule, generalized_cca
+from unbraid.module._linear import LinearModule, common_rows, generalized_cca
 from unbraid.module._specific import ResidualCode, residual_axes
 from unbraid.nn import CrossFittedResidual, PerModality
 from unbraid.objectives import canonical_correlation
@@ -85,7 +86,6 @@ class UnbraidModule(LinearModule):
         self.linear, self.shared, self.scratch = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
         self.judges = True  # whether there are enough validation cells to choose by
-        self.register_buffer("n_judges", torch.zeros((), dtype=torch.long))
         self._known: dict[str, Any] | None = None  # residuals and shared codes of the training cells
 
     # ---- stages ---------------------------------------------------------------------------
@@ -236,6 +236,8 @@ class UnbraidModule(LinearModule):
         self.linear.head.correlation.copy_(correlations)
         self.linear.correlation.copy_(correlations)
         self.linear.threshold.fill_(selection.threshold)
+        pairs = [len(common_rows(a, b, len(fit.batch))[0]) for a, b in combinations(fit.rows.values(), 2)]
+        self.linear.n_cells.fill_(sum(pairs) / len(pairs))  # cross-validation holds every cell out once
         self.linear.kept[:rank] = True
         self.chosen.zero_()
 
@@ -254,7 +256,6 @@ class UnbraidModule(LinearModule):
             },
         )
         candidate.judge(*codes, n_kept=self.n_kept)
-        self.n_judges.fill_(len(next(iter(codes[1].values()))))
         return {"information": float(candidate.information), "loss": -float(candidate.information)}
 
     def judge_linear(self, validation: Iterable[dict]) -> None:
@@ -264,7 +265,7 @@ class UnbraidModule(LinearModule):
         """
         linear = self.linear
         # cross-validation on all training cells knows rank and correlations better
-        known = {name: getattr(linear, name).clone() for name in ("correlation", "kept", "threshold")}
+        known = {name: getattr(linear, name).clone() for name in ("correlation", "kept", "threshold", "n_cells")}
         self.validate_stage("linear", [], validation)
         for name, value in known.items():
             getattr(linear, name).copy_(value)
@@ -427,8 +428,8 @@ class UnbraidModule(LinearModule):
     @property
     def retrieval_correlation(self) -> Tensor:
         r"""Held-out correlations less :math:`1 / \sqrt n`, what chance gives, ``(n_codes,)``."""
-        chance = self.n_judges.clamp(min=1).float().rsqrt() if self.n_judges else torch.zeros(())
-        return (self.candidate.correlation - chance.to(self.device)).clamp(0, 0.999)
+        candidate = self.candidate
+        return (candidate.correlation - candidate.n_cells.clamp(min=1).rsqrt()).clamp(0, 0.999)
 
     def pair_codes(self, batch: dict) -> dict[str, Tensor]:
         """Canonical codes with the dimensions that were not kept, per modality, ``(n, n_codes)``."""

@@ -11,7 +11,8 @@ from unbraid.model._indiseek import IndiSeek
 from unbraid.model._info_disen import InfoDisen
 from unbraid.model._joint_opt import JointOpt
 from unbraid.model._linear_split import LinearSplit
-from unbraid.model._unbraid import Unbraid, UnbraidReport
+from unbraid.model._unbraid import Unbraid
+from unbraid.model._unbraid_report import UnbraidReport
 
 __all__ = [
     "CLIP",

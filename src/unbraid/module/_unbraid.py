@@ -124,18 +124,13 @@ class UnbraidModule(LinearModule):
 
     def residual_loss(self, batch: dict) -> LossOutput:
         """Regression of what the linear regression leaves on the shared code."""
-        components, mask = self.components(batch), batch["mask"]
-        with torch.no_grad():
-            conditions = self.conditions(*self.shared_codes(components, mask), mask)
+        found = self._present(batch)
 
         def regression() -> Tensor:
-            total = 0.0
-            for m in self.modalities:
-                rows, c = mask[m], conditions[m][mask[m]]
-                total = total + self.residuals[m].loss(
-                    self._linear_residual(m, components[m][rows], c), c, batch["index"][rows]
-                )
-            return total
+            return sum(
+                self.residuals[m].loss(self._linear_residual(m, x, c), c, batch["index"][batch["mask"][m]])
+                for m, (x, c) in found.items()
+            )
 
         return total_loss({"regression": (1.0, regression)}, len(batch["index"]))
 
@@ -152,12 +147,9 @@ class UnbraidModule(LinearModule):
             return total
 
         def dependence(kind: str) -> Tensor:
-            values = [
-                self.independence[m].penalties[kind](z, c, None if (g := self.groups(batch)) is None else g[rows])
-                for m, (_, c, z) in codes.items()
-                for rows in [batch["mask"][m]]
-            ]
-            return sum(values)
+            return sum(
+                self.independence[m].penalties[kind](z, c, self._groups_of(batch, m)) for m, (_, c, z) in codes.items()
+            )
 
         terms = {"reconstruction": (1.0, reconstruction)}
         terms |= {kind: (weight, partial(dependence, kind)) for kind, weight in self.independence_weights.items()}
@@ -165,12 +157,10 @@ class UnbraidModule(LinearModule):
 
     def inner_loss(self, batch: dict, stage: str) -> Tensor:
         """Loss of the penalties' networks."""
-        groups = self.groups(batch)
         with torch.no_grad():
             codes = self._specific_codes(batch)
         return sum(
-            self.independence[m].learning_loss(z, c, None if groups is None else groups[batch["mask"][m]])
-            for m, (_, c, z) in codes.items()
+            self.independence[m].learning_loss(z, c, self._groups_of(batch, m)) for m, (_, c, z) in codes.items()
         )
 
     def _specific_codes(self, batch: dict) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -187,13 +177,23 @@ class UnbraidModule(LinearModule):
     @torch.no_grad()
     def _residuals(self, batch: dict, index: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
         """Per modality, on the cells that have it: residual and shared code."""
-        components, rows = self.components(batch), batch["mask"]
-        conditions = self.conditions(*self.shared_codes(components, rows), rows)
-        found = {}
-        for m in self.modalities:
-            c = conditions[m][rows[m]]
-            found[m] = self.residual(m, components[m][rows[m]], c, None if index is None else index[rows[m]]), c
-        return found
+        rows = batch["mask"]
+        return {
+            m: (self.residual(m, x, c, None if index is None else index[rows[m]]), c)
+            for m, (x, c) in self._present(batch).items()
+        }
+
+    @torch.no_grad()
+    def _present(self, batch: dict) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per modality, on the cells that have it: components, and the shared code to be free of."""
+        components, mask = self.components(batch), batch["mask"]
+        conditions = self.conditions(*self.shared_codes(components, mask), mask)
+        return {m: (components[m][mask[m]], conditions[m][mask[m]]) for m in self.modalities}
+
+    def _groups_of(self, batch: dict, m: str) -> Tensor | None:
+        """Groups of the cells that have a modality."""
+        groups = self.groups(batch)
+        return None if groups is None else groups[batch["mask"][m]]
 
     # ---- between the stages -----------------------------------------------------------------
 
@@ -296,10 +296,11 @@ class UnbraidModule(LinearModule):
             best = max(float(self.candidate.information), 0.0)
             if correlates and gain > least and float(candidate.information) > best * (1 + LEAST_GAIN):
                 self.chosen.fill_(k)
-        pairs = self._conditions_and_components(batches)
-        for m, (x, c) in pairs.items():
+        parts = [self._present(batch) for batch in batches]
+        for m in self.modalities:
+            x, c = (torch.cat([part[m][k] for part in parts]).double().cpu() for k in (0, 1))
             self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())
-        self._build_regressors({m: x.shape[1] for m, (x, _) in pairs.items()})
+        self._build_regressors({m: self.maps[m].components.shape[1] for m in self.modalities})
 
     def _find_axes(self, batches: Iterable[dict]) -> None:
         """Axes of the cross-fitted residuals of all training cells, which are then kept at hand."""
@@ -497,18 +498,6 @@ class UnbraidModule(LinearModule):
                 break
         whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
         return whole(values), whole(masks), None if groups[0] is None else torch.cat(groups)
-
-    def _conditions_and_components(self, batches: Iterable[dict]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per modality, components and shared code of the cells that have it, double precision."""
-        found = {m: [] for m in self.modalities}
-        for batch in batches:
-            components, mask = self.components(batch), batch["mask"]
-            conditions = self.conditions(*self.shared_codes(components, mask), mask)
-            for m in self.modalities:
-                found[m].append((components[m][mask[m]], conditions[m][mask[m]]))
-        return {
-            m: tuple(torch.cat(part).double().cpu() for part in zip(*parts, strict=True)) for m, parts in found.items()
-        }
 
 
 def _n_codes(rank: int) -> int:

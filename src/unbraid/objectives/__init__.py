@@ -3,13 +3,16 @@
 They know no networks, no training and no data containers, so that each can be tested, logged and recombined alone. Most
 are losses, to be minimised; :func:`alignment` is a similarity and :func:`nce_bound` a lower bound, which a loss
 subtracts. All of them average over the samples of a batch, but for ``orthogonality(kind="rows")``, which keeps the
-growth of the published loss, and :func:`vmf_kl`, which returns one value per sample. They stay finite, with finite
+growth of the published loss, and :func:`vmf_kl`, :func:`normal_kl` and the bounds of a (log) evidence, which return
+one value per sample. They stay finite, with finite
 gradients, for empty batches, single samples and zero vectors.
 """
 
 from unbraid.objectives._club import club, gaussian_nll, nce_bound, nce_club
 from unbraid.objectives._correlation import barlow_twins, canonical_correlation, vicreg
+from unbraid.objectives._diffusion import denoising_loss, diffusion_log_density, sigmoid_schedule
 from unbraid.objectives._distance_correlation import distance_correlation
+from unbraid.objectives._evidence_bound import Estimator, evidence_bound, mixture_log_density, normal_kl
 from unbraid.objectives._info_nce import alignment, info_nce
 from unbraid.objectives._kernel import hsic
 from unbraid.objectives._likelihood_ratio import canonical_log_ratio
@@ -19,24 +22,31 @@ from unbraid.objectives._prediction import density_ratio, discrimination, explai
 from unbraid.objectives._von_mises_fisher import bessel_ratio, vmf_kl, vmf_log_normalizer
 
 __all__ = [
+    "Estimator",
     "alignment",
     "barlow_twins",
     "bessel_ratio",
     "canonical_correlation",
     "canonical_log_ratio",
     "club",
+    "denoising_loss",
     "density_ratio",
+    "diffusion_log_density",
     "discrimination",
     "distance_correlation",
+    "evidence_bound",
     "explained_variance",
     "gaussian_nll",
     "hsic",
     "info_nce",
+    "mixture_log_density",
     "nce_bound",
     "nce_club",
+    "normal_kl",
     "nt_xent",
     "orthogonality",
     "scaled_squared_error",
+    "sigmoid_schedule",
     "vicreg",
     "vmf_kl",
     "vmf_log_normalizer",

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import softmax
 from sklearn.metrics import log_loss, mean_poisson_deviance
 from torch import nn
 
@@ -235,13 +237,76 @@ def test_errors():
             LikelihoodDecoder(spec_of(likelihood), 3)(z)
     with pytest.raises(ValueError, match=r"`size_factor` must have shape \(4,\).*got \(4, 1\)"):
         LikelihoodDecoder(spec_of("nb"), 3)(z, size_factor=torch.ones(4, 1))
+    with pytest.raises(
+        NotImplementedError, match="'mod': the likelihood 'categorical' has no decoder where the number"
+    ):
+        LikelihoodDecoder(spec_of("categorical"), 3)
+    for spec in (spec_of("categorical"), categories_of(3)):
+        with pytest.raises(NotImplementedError, match="'mod': the likelihood 'categorical' has no null deviance"):
+            null_deviance(spec, torch.zeros(1, 4))
     for use in (lambda spec: LikelihoodDecoder(spec, 3), lambda spec: null_deviance(spec, torch.zeros(1, 4))):
-        with pytest.raises(NotImplementedError, match="'mod': the likelihood 'categorical' has no decoder"):
-            use(spec_of("categorical"))
         with pytest.raises(ValueError, match="'mod': unknown likelihood 'gamma'; there is: normal"):
             use(spec_of("gamma"))
     with pytest.raises(ValueError, match="`size_factor` is for counts, not for 'normal'"):
         null_deviance(spec_of("normal"), torch.zeros(1, 4), torch.ones(1))
+
+
+# --- categories ---------------------------------------------------------------------------------------
+
+
+def categories_of(n_categories):
+    return replace(spec_of("categorical"), n_categories=n_categories)
+
+
+def test_categories_begin_alike_and_have_logits_side_by_side():
+    z, x = torch.randn(6, 3), torch.randint(5, (6, 4)).float()
+    uniform = log_likelihood(LikelihoodDecoder(categories_of(5), 3)(z), x)
+    torch.testing.assert_close(uniform, torch.full((6,), -4 * math.log(5)))
+    network = nn.Linear(3, 20)
+    distribution = LikelihoodDecoder(categories_of(5), 3, network=network)(z)
+    assert distribution.batch_shape == (6, 4)
+    logits = network(z).detach().double().numpy()
+    expected = [
+        sum(np.log(softmax(row[5 * f : 5 * f + 5])[int(value)]) for f, value in enumerate(values))
+        for row, values in zip(logits, x, strict=True)
+    ]
+    np.testing.assert_allclose(log_likelihood(distribution, x).detach(), expected, rtol=1e-5)
+    assert log_likelihood(LikelihoodDecoder(categories_of(5), 3)(torch.zeros(0, 3)), torch.zeros(0, 4)).shape == (0,)
+    with pytest.raises(ValueError, match=r"must give shape \(6, 20\) under the likelihood 'categorical'"):
+        LikelihoodDecoder(categories_of(5), 3, network=nn.Linear(3, 4))(z)
+
+
+def test_a_vocabulary_changes_no_other_likelihood():
+    spec = replace(spec_of("nb"), n_categories=5)
+    assert LikelihoodDecoder(spec, 3)(torch.randn(2, 3), size_factor=torch.ones(2)).mean.shape == (2, 4)
+
+
+# --- a fixed scale ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "laplace"])
+def test_a_fixed_scale_is_in_the_units_of_the_data_and_not_learned(likelihood):
+    decoder = LikelihoodDecoder(spec_of(likelihood), 3, scale=0.75)
+    z, x = torch.randn(6, 3), values(likelihood, 6)
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    distribution = decoder(z)
+    family = {"normal": stats.norm, "laplace": stats.laplace}[likelihood]
+    expected = family(distribution.mean.detach(), 0.75).logpdf(x).sum(axis=1)
+    np.testing.assert_allclose(log_likelihood(distribution, x).detach(), expected, rtol=1e-4)
+    torch.testing.assert_close(
+        distribution.mean, torch.as_tensor(MEAN + SD * decoder.network(z).detach().numpy()).float()
+    )
+    assert all(name.startswith("network.") for name, _ in decoder.named_parameters())
+
+
+def test_a_fixed_scale_must_make_sense():
+    for scale in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="'mod': `scale` must be a positive number"):
+            LikelihoodDecoder(spec_of("normal"), 3, scale=scale)
+    for spec in (spec_of("bernoulli"), spec_of("nb"), categories_of(3)):
+        with pytest.raises(ValueError, match="`scale` is for 'normal' and 'laplace'"):
+            LikelihoodDecoder(spec, 3, scale=1.0)
 
 
 # --- null deviance ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """From a MuData to batches: registration, presence masks, loaders, splits; and simulators with known truth."""
 
 from unbraid.data import datasets, simulate
+from unbraid.data._arrays import images, text, to_images, to_strings
 from unbraid.data._dataset import CachedDataset, MultimodalDataset
 from unbraid.data._fields import ModalityField, positions, registry_key
 from unbraid.data._loader import MAX_VALIDATION_OBS, BlockSampler, MultimodalDataModule, block_loader, split_indices
@@ -17,8 +18,12 @@ __all__ = [
     "block_loader",
     "build_fields",
     "datasets",
+    "images",
     "positions",
     "registry_key",
     "simulate",
     "split_indices",
+    "text",
+    "to_images",
+    "to_strings",
 ]

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi.data.fields import BaseAnnDataField
 
 from unbraid._messages import suggest
+from unbraid.data._arrays import ARRAY_KEY
 from unbraid.data._statistics import NotFiniteError, value_statistics
 from unbraid.nn import COUNT_LIKELIHOODS, Likelihood
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mudata import MuData
+
+    from unbraid.data._statistics import ValueStatistics
 
 REGISTRY_PREFIX = "X_"
 
@@ -86,7 +89,8 @@ class ModalityField(BaseAnnDataField):
         ``None`` for ``X``, ``"obsm:KEY"`` for an embedding, else the name of a layer.
     likelihood
         What the values are; ``None`` reads it off the values: whole non-negative numbers are
-        ``"bernoulli"`` when none exceeds 1 and ``"nb"`` otherwise, the rest is ``"normal"``.
+        ``"bernoulli"`` when none exceeds 1 and ``"nb"`` otherwise, the rest is ``"normal"``, and ``"laplace"`` in
+        images of :func:`~unbraid.data.images`. Texts of :func:`~unbraid.data.text` are ``"categorical"``.
     mask_key
         Boolean column of the modality's ``obs``: False means not measured.
     size_factor_key
@@ -192,6 +196,19 @@ class ModalityField(BaseAnnDataField):
         data = adata.X if self.attr_name == "X" else getattr(adata, self.attr_name)[self.attr_key]
         return data.to_numpy() if isinstance(data, pd.DataFrame) else data
 
+    def _array(self, adata: AnnData, n_features: int) -> dict[str, Any]:
+        """What :func:`~unbraid.data.images` and :func:`~unbraid.data.text` noted of the modality's array."""
+        noted = {} if self.attr_name == "obsm" else adata.uns.get(ARRAY_KEY, {})
+        shape = tuple(int(size) for size in noted.get("shape", ()))
+        vocabulary = _names(noted["vocabulary"]) if "vocabulary" in noted else None
+        return {
+            "kind": noted.get("kind"),
+            # of a part of the pixels the places are not known
+            "shape": shape if shape and np.prod(shape) == n_features else None,
+            "vocabulary": vocabulary,
+            "n_categories": None if vocabulary is None else len(vocabulary),
+        }
+
     def _feature_names(self, adata: AnnData, data: Any) -> np.ndarray:
         if self.attr_name != "obsm":
             return _names(adata.var_names)
@@ -231,7 +248,8 @@ class ModalityField(BaseAnnDataField):
         Raises
         ------
         ValueError
-            If values are NaN, infinite, not numeric, negative under a count likelihood, or all equal.
+            If values are NaN, infinite, not numeric, negative under a count likelihood, no numbers of categories
+            under ``"categorical"``, or all equal.
         """
         self.validate_field(mdata)
         data, stats, where = self._checked_statistics(mdata)
@@ -240,9 +258,9 @@ class ModalityField(BaseAnnDataField):
             raise ValueError(f"{where} has {stats.n_obs} cell; a model needs at least 2 cells of every modality.")
         if not stats.standard_deviation.any():
             raise ValueError(f"{where} is constant: every cell has the same values. Leave it out of `modalities`.")
-        whole = stats.integer and stats.minimum >= 0
-        likelihood = self._likelihood or (("bernoulli" if stats.maximum <= 1 else "nb") if whole else "normal")
-        self._check_support(likelihood, stats, where)
+        array = self._array(mdata.mod[name], data.shape[1])
+        likelihood = self._likelihood or _likelihood_of(stats, array["kind"])
+        self._check_support(likelihood, stats, where, array["n_categories"])
         reference = 1.0
         if likelihood in COUNT_LIKELIHOODS:
             sizes = self.size_factors(mdata)
@@ -255,10 +273,13 @@ class ModalityField(BaseAnnDataField):
             "mean": stats.mean.astype(np.float32),
             "standard_deviation": stats.standard_deviation.astype(np.float32),
             "size_factor_reference": reference,
+            "shape": array["shape"],
+            "vocabulary": array["vocabulary"],
+            "n_categories": array["n_categories"],
             "present": True,
         }
 
-    def _check_support(self, likelihood: str, stats, where: str) -> None:
+    def _check_support(self, likelihood: str, stats: ValueStatistics, where: str, n_categories: int | None) -> None:
         mend = f"Point `layers` to the right matrix, or set `likelihoods={{{self._modality!r}: 'normal'}}`."
         if likelihood in COUNT_LIKELIHOODS:
             if stats.minimum < 0:
@@ -272,6 +293,17 @@ class ModalityField(BaseAnnDataField):
                 )
         if likelihood == "bernoulli" and (stats.minimum < 0 or stats.maximum > 1):
             raise ValueError(f"{where} has values outside [0, 1] under the likelihood 'bernoulli'. {mend}")
+        if likelihood == "categorical":
+            if not (stats.integer and stats.minimum >= 0):
+                raise ValueError(
+                    f"{where} has values that are no whole numbers from 0 under the likelihood 'categorical'. {mend}"
+                )
+            if n_categories is not None and stats.maximum >= n_categories:
+                raise ValueError(
+                    f"{where} holds the token {stats.maximum:g}, but its vocabulary has {n_categories:,} words, "
+                    f"numbered from 0. Make it anew with `unbraid.data.text`, or set `likelihoods={{{self._modality!r}: "
+                    "...}`."
+                )
 
     def transfer_field(self, state_registry: dict, mdata: MuData, **kwargs) -> dict:
         """Fit query data to the registered features.
@@ -282,16 +314,25 @@ class ModalityField(BaseAnnDataField):
         Raises
         ------
         ValueError
-            If registered features are missing from the query, or its values are unusable.
+            If registered features are missing from the query, or its values or its vocabulary are unusable.
         """
         if self._modality in mdata.mod:
             self.validate_field(mdata)
         if not (positions(mdata, self._modality, self._mask_key) >= 0).any():
             return {**state_registry, "present": False}
-        _, stats, where = self._checked_statistics(mdata)
-        self._check_support(state_registry["likelihood"], stats, where)
+        data, stats, where = self._checked_statistics(mdata)
+        self._check_support(state_registry["likelihood"], stats, where, state_registry.get("n_categories"))
+        self._check_vocabulary(self._array(mdata.mod[self._modality], data.shape[1])["vocabulary"], state_registry)
         self.columns(mdata, state_registry["feature_names"])
         return {**state_registry, "present": True}
+
+    def _check_vocabulary(self, found: np.ndarray | None, state_registry: dict) -> None:
+        wanted = state_registry.get("vocabulary")
+        if wanted is not None and found is not None and not np.array_equal(wanted, found):
+            raise ValueError(
+                f"Modality {self._modality!r} has another vocabulary than the model was set up with, so its tokens mean "
+                "other words. Make it with that one: `unbraid.data.text(..., vocabulary=...)`."
+            )
 
     def columns(self, mdata: MuData, wanted: np.ndarray) -> np.ndarray | None:
         """Where the registered features lie in the MuData's matrix; None if it has them as they are.
@@ -345,3 +386,12 @@ class ModalityField(BaseAnnDataField):
             table.add_column(title)
         table.add_row(self._source or "X", state_registry["likelihood"], str(len(state_registry["feature_names"])))
         return table
+
+
+def _likelihood_of(stats: ValueStatistics, kind: str | None) -> Likelihood:
+    """What the values look like, and what the modality is."""
+    if kind == "text":
+        return "categorical"
+    if stats.integer and stats.minimum >= 0:
+        return "bernoulli" if stats.maximum <= 1 else "nb"
+    return "laplace" if kind == "image" else "normal"

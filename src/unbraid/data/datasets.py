@@ -21,7 +21,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-__all__ = ["bone_marrow_citeseq", "pbmc5k_citeseq", "read_10x"]
+from unbraid.data._cub import cub_captions
+from unbraid.data._polymnist import polymnist_quadrant
+
+__all__ = ["bone_marrow_citeseq", "cub_captions", "pbmc5k_citeseq", "polymnist_quadrant", "read_10x"]
 
 # 10x Genomics, 5k PBMC with 31 TotalSeq-B antibodies, v3 chemistry, Cell Ranger 3.0.2 (CC BY 4.0)
 _PBMC5K_URL = (

@@ -34,6 +34,11 @@ class ModalitySpec:
         Per feature, over the cells of the set-up.
     size_factor_reference
         Median size factor over the cells of the set-up.
+    shape
+        Of one cell's values before they were flattened: ``(channels, height, width)`` of an image, ``(length,)`` of a
+        text; None of features without a place.
+    n_categories
+        Number of categories of every feature under the likelihood ``"categorical"``: the vocabulary's size.
     """
 
     name: str
@@ -43,6 +48,8 @@ class ModalitySpec:
     mean: np.ndarray = field(repr=False)
     standard_deviation: np.ndarray = field(repr=False)
     size_factor_reference: float = 1.0
+    shape: tuple[int, ...] | None = None
+    n_categories: int | None = None
 
     @property
     def is_count(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scvi.distributions import NegativeBinomial, NegativeBinomialMixture, Poisson, ZeroInflatedNegativeBinomial
 from torch import nn
-from torch.distributions import Bernoulli, Laplace, Normal
+from torch.distributions import Bernoulli, Categorical, Laplace, Normal
 from torch.nn.functional import softplus
 
 from unbraid.nn._mlp import MLP
@@ -43,9 +43,11 @@ class LikelihoodDecoder(nn.Module):
     :math:`p = \bar x / \sum_f \bar x_f` and :math:`\ell` a cell's size factor:
 
     ``"normal"``, ``"laplace"``
-        Mean :math:`\bar x + s\, o`; one learned scale per feature, at first that of the data.
+        Mean :math:`\bar x + s\, o`; one learned scale per feature, at first that of the data, or a fixed one.
     ``"bernoulli"``
         Logits :math:`\operatorname{logit}(\bar x) + o`.
+    ``"categorical"``
+        Logits :math:`o` of ``spec.n_categories`` categories per feature; the values are their numbers, from 0.
     ``"poisson"``, ``"nb"``, ``"zinb"``
         Mean :math:`\ell \operatorname{softmax}(\log p + o)`; of ``"zinb"`` that of the part that is not inflated, with
         logits of the inflation as a second output. One learned inverse dispersion per feature, at first the data's.
@@ -55,7 +57,7 @@ class LikelihoodDecoder(nn.Module):
         is not needed; a given one multiplies both means by :math:`\ell / \sum_f \bar x_f`.
 
     The last layer of the network starts at zero, so that at first every cell has the mean profile :math:`\bar x`
-    (``"zinb"``: less the inflation).
+    (``"zinb"``: less the inflation; ``"categorical"``: all categories alike).
 
     Parameters
     ----------
@@ -69,15 +71,19 @@ class LikelihoodDecoder(nn.Module):
         Number of columns put beside the latent, such as a one-hot batch.
     network
         A network of one's own, from ``(n, n_in + n_covariates)`` to ``(n, k * n_features)`` with two outputs per
-        feature (``k = 2``, in blocks) for ``"zinb"`` and ``"nb_mixture"`` and else one. Its last layer is left as it
-        is.
+        feature (``k = 2``, in blocks) for ``"zinb"`` and ``"nb_mixture"``, ``n_categories`` side by side per feature
+        for ``"categorical"``, and else one. Its last layer is left as it is.
+    scale
+        Scale of ``"normal"`` (standard deviation) and ``"laplace"`` in the units of the data, the same for all
+        features and not learned; None learns them.
 
     Raises
     ------
     NotImplementedError
-        If the likelihood is ``"categorical"``: values alone do not say how many categories a feature has.
+        If the likelihood is ``"categorical"`` and ``spec.n_categories`` is None: values alone do not say how many
+        categories a feature has.
     ValueError
-        If the likelihood is unknown.
+        If the likelihood is unknown, or ``scale`` is not positive or given for a likelihood without one.
 
     References
     ----------
@@ -105,12 +111,14 @@ class LikelihoodDecoder(nn.Module):
         dropout: float = 0.0,
         n_covariates: int = 0,
         network: nn.Module | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         _check_likelihood(spec)
+        _check_scale(spec, scale)
         self.name, self.likelihood, self.n_features = spec.name, spec.likelihood, spec.n_features
-        self.n_covariates = n_covariates
-        self.n_outputs = OUTPUTS_PER_FEATURE[self.likelihood] * spec.n_features
+        self.n_covariates, self.scale = n_covariates, scale
+        self.n_outputs = OUTPUTS_PER_FEATURE.get(self.likelihood, spec.n_categories) * spec.n_features
         if network is None:
             network = MLP(
                 n_in + n_covariates, self.n_outputs, n_hidden=n_hidden, n_layers=n_layers, norm=norm, dropout=dropout
@@ -119,11 +127,15 @@ class LikelihoodDecoder(nn.Module):
             nn.init.zeros_(network.layers[-1].bias)
         self.network = network
 
+        if self.likelihood == "categorical":
+            return
         mean, spread = (np.asarray(values, dtype=np.float64) for values in (spec.mean, spec.standard_deviation))
         self.register_buffer("center", _float(mean))
         if self.likelihood in ("normal", "laplace"):
             # a constant feature stays at its mean, with scale 1: nothing is to be learned from it
             self.register_buffer("spread", _float(spread))
+            if scale is not None:
+                return
             start = np.log(np.where(spread > 0, spread, 1.0))
             if self.likelihood == "laplace":
                 start = start - math.log(2) / 2  # scale b has standard deviation sqrt(2) b
@@ -164,8 +176,13 @@ class LikelihoodDecoder(nn.Module):
         """
         output = self._outputs(z, covariates)
         if self.likelihood in ("normal", "laplace"):
-            family = Normal if self.likelihood == "normal" else Laplace
-            return family(self.center + self.spread * output, self.log_scale().exp(), validate_args=False)
+            family = _Normal if self.likelihood == "normal" else Laplace
+            scale = self.log_scale().exp() if self.scale is None else self.scale
+            return family(self.center + self.spread * output, scale, validate_args=False)
+        if self.likelihood == "categorical":
+            return Categorical(
+                logits=output.view(len(z), self.n_features, self.n_outputs // self.n_features), validate_args=False
+            )
         if self.likelihood == "bernoulli":
             return Bernoulli(logits=self.offset + output, validate_args=False)
 
@@ -230,6 +247,21 @@ def log_likelihood(distribution: Distribution, x: Tensor) -> Tensor:
     return distribution.log_prob(x).sum(dim=-1)
 
 
+def expected_values(distribution: Distribution) -> Tensor:
+    """Expected values; of categories, whose numbers have no mean, the most probable one.
+
+    Parameters
+    ----------
+    distribution
+        What :class:`LikelihoodDecoder` gives, batch shape ``(n, n_features)``.
+
+    Returns
+    -------
+    ``(n, n_features)``.
+    """
+    return distribution.mode.float() if isinstance(distribution, Categorical) else distribution.mean
+
+
 def null_deviance(spec: ModalitySpec, x: Tensor, size_factor: Tensor | None = None) -> Tensor:
     r"""How much a model that knows nothing of a cell falls short of one that knows all, per cell.
 
@@ -267,7 +299,7 @@ def null_deviance(spec: ModalitySpec, x: Tensor, size_factor: Tensor | None = No
     Raises
     ------
     NotImplementedError
-        If the likelihood is ``"categorical"``.
+        If the likelihood is ``"categorical"``: the spec has no frequencies of the categories.
     ValueError
         If the likelihood is unknown, or size factors are given for values that are no counts.
 
@@ -286,6 +318,11 @@ def null_deviance(spec: ModalitySpec, x: Tensor, size_factor: Tensor | None = No
     >>> null_deviance(spec, torch.tensor([[1.0, 0.0], [3.0, 2.0]])).tolist()
     [0.0, 5.0]
     """
+    if spec.likelihood == "categorical":
+        raise NotImplementedError(
+            f"Modality {spec.name!r}: the likelihood 'categorical' has no null deviance. Give the modality one column "
+            "of 0 and 1 per category, with the likelihood 'bernoulli'."
+        )
     _check_likelihood(spec)
     mean, spread = (np.asarray(values, dtype=np.float64) for values in (spec.mean, spec.standard_deviation))
     varies = spread > 0
@@ -321,6 +358,13 @@ def null_deviance(spec: ModalitySpec, x: Tensor, size_factor: Tensor | None = No
     return per_value.sum(dim=1).clamp(min=0)  # rounding
 
 
+class _Normal(Normal):
+    """A normal distribution whose density needs no square of the scale, which overflows in float32 from 1e19 on."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -0.5 * ((value - self.loc) / self.scale).square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+
+
 class _Bounded(nn.Module):
     """A parameter that stays inside an interval, with a gradient everywhere; about 1 in the middle.
 
@@ -351,15 +395,29 @@ def _inverse_dispersion(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 def _check_likelihood(spec: ModalitySpec) -> None:
     if spec.likelihood == "categorical":
-        raise NotImplementedError(
-            f"Modality {spec.name!r}: the likelihood 'categorical' has no decoder. Give the modality one column of "
-            "0 and 1 per category, with the likelihood 'bernoulli'."
-        )
+        if spec.n_categories is None:
+            raise NotImplementedError(
+                f"Modality {spec.name!r}: the likelihood 'categorical' has no decoder where the number of categories "
+                "is not known. Give the modality one column of 0 and 1 per category, with the likelihood 'bernoulli'; "
+                "texts with a vocabulary come from `unbraid.data.text`."
+            )
+        return
     if spec.likelihood not in OUTPUTS_PER_FEATURE:
         raise ValueError(
             f"Modality {spec.name!r}: unknown likelihood {spec.likelihood!r}; there is: "
             f"{', '.join(OUTPUTS_PER_FEATURE)}."
         )
+
+
+def _check_scale(spec: ModalitySpec, scale: float | None) -> None:
+    if scale is None:
+        return
+    if spec.likelihood not in ("normal", "laplace"):
+        raise ValueError(
+            f"Modality {spec.name!r}: `scale` is for 'normal' and 'laplace'; {spec.likelihood!r} has none. Leave it out."
+        )
+    if not 0 < scale < math.inf:
+        raise ValueError(f"Modality {spec.name!r}: `scale` must be a positive number, got {scale!r}.")
 
 
 def _float(values: np.ndarray) -> Tensor:

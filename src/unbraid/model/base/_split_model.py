@@ -126,7 +126,8 @@ class SplitModel(LatentMixin, BaseModelClass):
             takes an embedding.
         likelihoods
             Per modality, what the values are. By default read off the values: whole non-negative
-            numbers are counts (``"nb"``), or ``"bernoulli"`` if none exceeds 1; the rest is ``"normal"``.
+            numbers are counts (``"nb"``), or ``"bernoulli"`` if none exceeds 1; the rest is ``"normal"``. Images of
+            :func:`~unbraid.data.images` are ``"laplace"``, texts of :func:`~unbraid.data.text` ``"categorical"``.
         batch_key
             Column of ``mdata.obs``.
         categorical_covariate_keys, continuous_covariate_keys
@@ -220,7 +221,7 @@ class SplitModel(LatentMixin, BaseModelClass):
                     f"Modality {name!r} has negative values, so `input_transform` cannot be {chosen!r}. "
                     "Use 'scale' or 'standardize', or point `layers` to the counts."
                 )
-            default = "identity" if likelihood == "bernoulli" else "scale"
+            default = "identity" if likelihood in ("bernoulli", "categorical") else "scale"
             specs.append(
                 ModalitySpec(
                     name,
@@ -230,6 +231,8 @@ class SplitModel(LatentMixin, BaseModelClass):
                     state["mean"],
                     state["standard_deviation"],
                     state["size_factor_reference"],
+                    state.get("shape"),
+                    state.get("n_categories"),
                 )
             )
         return specs
@@ -503,7 +506,7 @@ class SplitModel(LatentMixin, BaseModelClass):
         cls.setup_mudata(mdata, source_registry=registry, extend_categories=True, **registry["setup_args"])
         model = cls(mdata, **deepcopy(reference._init_arguments()))
         try:
-            model.module.load_state_dict(model.module.extended_state(reference.module.state_dict()))
+            model.module.load_state_dict(model.module.extended_state(reference.module))
         except RuntimeError as error:
             raise ValueError(
                 "The encoders of this model take the batch as input, so they cannot read new batches. "

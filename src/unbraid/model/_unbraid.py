@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from unbraid._messages import check_option, suggest
+from unbraid._messages import check_option
 from unbraid.data import MAX_VALIDATION_OBS, BlockSampler, CachedDataset, block_loader
 from unbraid.model._linear_split import linear_history
 from unbraid.model._unbraid_report import UnbraidReport
@@ -280,8 +280,9 @@ class Unbraid(SplitModel):
         float32 array ``(n_obs, k + 1)``, one row per cell; NaN where the cell lacks the modality.
         """
         check_option("`role`", role, ("query", "target"))
+        self._check_modality(modality)
         values = []
-        for batch in self._batches(modality, mdata, indices):
+        for batch in self._batches(mdata, indices):
             code = self.module.pair_codes(batch)[modality]
             rho = self.module.retrieval_correlation
             weight = rho / (1 - rho.square())
@@ -325,8 +326,9 @@ class Unbraid(SplitModel):
         expected counts at the cell's own size.
         """
         check_option("`use`", use, ("both", "shared", "specific"))
+        self._check_modality(modality)
         module, values = self.module, []
-        for batch in self._batches(modality, mdata, indices):
+        for batch in self._batches(mdata, indices):
             latents = module.encode(batch)
             c = module.conditions(latents.shared, latents.joint, latents.mask)[modality]
             s = latents.specific[modality]
@@ -362,6 +364,7 @@ class Unbraid(SplitModel):
         float32 array ``(n_obs, n_target_features)``; NaN where the cell lacks the source. Counts are for a cell of
         typical size if the target was not measured.
         """
+        self._check_modality(source)
         self._check_modality(target)
         return self._from_others([source], target, mdata, transformed, indices)
 
@@ -425,18 +428,14 @@ class Unbraid(SplitModel):
         ValueError
             If there are not equally many.
         """
-        self._check_modality(modality)
-        if len(shared_from) != len(specific_from):
-            raise ValueError(
-                f"`shared_from` and `specific_from` pair cells: got {len(shared_from)} and {len(specific_from)}."
-            )
+        self._check_counterfactual(modality, shared_from, specific_from)
         module, parts = self.module, []
         # one pass after the other: two that take turns would leave inference mode on for good
         specific = [
             (module.encode(batch).specific[modality], batch["mask"][modality])
-            for batch in self._batches(modality, mdata, specific_from)
+            for batch in self._batches(mdata, specific_from)
         ]
-        for batch, (s, known) in zip(self._batches(modality, mdata, shared_from), specific, strict=True):
+        for batch, (s, known) in zip(self._batches(mdata, shared_from), specific, strict=True):
             latents = module.encode(batch)
             c = module.conditions(latents.shared, latents.joint, latents.mask)[modality]
             x = self._values(modality, module.decode(modality, c, s, module.batch_codes(batch)), batch, transformed)
@@ -445,7 +444,7 @@ class Unbraid(SplitModel):
 
     def _from_others(self, sources, target: str, mdata, transformed: bool, indices) -> np.ndarray:
         module, values = self.module, []
-        for batch in self._batches(sources[0], mdata, indices):
+        for batch in self._batches(mdata, indices):
             mask = batch["mask"]
             shared, _ = module.shared_codes(module.components(batch), mask)
             given = {m: shared[m] for m in sources}
@@ -462,15 +461,3 @@ class Unbraid(SplitModel):
             sizes = layer.sizes(batch["x"][m], batch["size_factor"].get(m))
             x = layer.inverse(x, torch.where(mask, sizes, layer.typical_size))
         return x.masked_fill(~(mask if known is None else known)[:, None], torch.nan)
-
-    def _batches(self, modality: str, mdata: MuData | None, indices: Sequence[int] | None):
-        """Batches of cells, without gradients."""
-        self._check_if_trained(warn=False, message=UNTRAINED)
-        self._check_modality(modality)
-        mdata = self._validate_anndata(mdata, copy_if_view=False)
-        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
-        yield from self._batches_of(mdata, rows, None)
-
-    def _check_modality(self, modality: str) -> None:
-        if modality not in self.modalities:
-            raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")

@@ -13,6 +13,7 @@ from scvi import settings
 
 from unbraid._messages import check_whole, suggest
 from unbraid.data import BlockSampler, block_loader, positions
+from unbraid.tl import support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,6 +38,13 @@ class LatentMixin:
         with torch.inference_mode():
             for batch in loader:
                 yield move_data_to_device(batch, self.device)
+
+    def _batches(self, mdata: MuData | None, indices: Sequence[int] | None, n_samples: int = 1) -> Iterator[dict]:
+        """Batches of a trained model's cells, smaller where every cell is decoded many times."""
+        self._check_if_trained(warn=False, message=UNTRAINED)
+        mdata = self._validate_anndata(mdata, copy_if_view=False)
+        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        yield from self._batches_of(mdata, rows, None if n_samples == 1 else max(1024 // n_samples, 16))
 
     def _encode(
         self, mdata: MuData, indices: np.ndarray, batch_size: int | None, *, give_mean: bool = True
@@ -113,12 +121,61 @@ class LatentMixin:
         kinds = (*self.module.kinds, "joint")
         if kind not in kinds:
             raise ValueError(f"{type(self).__name__} has no {kind!r} latents. {suggest(kind, kinds)}")
-        if modality is not None and modality not in self.modalities:
-            raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")
+        if modality is not None:
+            self._check_modality(modality)
         if kind == "specific" and modality is None:
             raise ValueError(f"Specific latents belong to a modality: pass `modality`, one of {self.modalities}.")
         if kind == "joint" and modality is not None:
             raise ValueError("The joint code belongs to the cell: leave out `modality`.")
+
+    def _check_modality(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")
+
+    def _check_counterfactual(self, modality: str, shared_from: Sequence[int], specific_from: Sequence[int]) -> None:
+        self._check_request("specific", modality)
+        if len(shared_from) != len(specific_from):
+            raise ValueError(
+                f"`shared_from` and `specific_from` pair cells: got {len(shared_from)} and {len(specific_from)}."
+            )
+
+    def counterfactual_support(
+        self,
+        modality: str,
+        shared_from: Sequence[int],
+        specific_from: Sequence[int],
+        mdata: MuData | None = None,
+        *,
+        n_neighbors: int = 10,
+    ) -> np.ndarray:
+        """Whether cells with the shared code of some and the specific code of others are like cells that there are.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        shared_from, specific_from
+            Numbers of cells, equally many, as for a model's ``counterfactual``.
+        mdata
+            Cells, which are also those to compare with; those of the set-up by default.
+        n_neighbors
+            See :func:`unbraid.tl.support`.
+
+        Returns
+        -------
+        float64 array ``(n,)``: share of the cells whose own codes, shared and specific side by side, lie as far from
+        those of other cells. Below 0.05 a combination is off the support of the data. NaN where either cell lacks the
+        modality.
+        """
+        self._check_counterfactual(modality, shared_from, specific_from)
+        mdata = self._validate_anndata(mdata, copy_if_view=False)
+        rows = positions(mdata, modality)
+        c, s = (self.get_latent_representation(mdata, kind, modality) for kind in ("shared", "specific"))
+        first, second = (rows[self._cell_numbers(cells, mdata.n_obs)] for cells in (shared_from, specific_from))
+        query = np.hstack([c[first], s[second]])
+        query[(first < 0) | (second < 0)] = np.nan
+        known = np.isfinite(c).all(axis=1)  # not masked out by a `mask_keys` column
+        return support(np.hstack([c, s])[known], query, n_neighbors=n_neighbors)
 
     @staticmethod
     def _cell_numbers(indices: Sequence[int], n_obs: int) -> np.ndarray:

@@ -67,10 +67,10 @@ class IndiSeekModule(ConditionalModule):
         """Encoders and decoders."""
         return ("specific_encoders", "decoders")
 
-    def extended_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def extended_state(self, reference: IndiSeekModule) -> dict[str, torch.Tensor]:
         """Decoders get batches as their last inputs: new ones start without an effect."""
-        own, extended = self.state_dict(), dict(state)
-        for name, old in state.items():
+        own, extended = self.state_dict(), reference.state_dict()
+        for name, old in extended.items():
             if name.startswith("decoders.") and old.ndim == 2 and own[name].shape[1] > old.shape[1]:
                 extended[name] = torch.cat([old, old.new_zeros(len(old), own[name].shape[1] - old.shape[1])], dim=1)
         return extended

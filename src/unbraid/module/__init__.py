@@ -3,20 +3,24 @@
 from unbraid.module._base import InnerLoop, Kind, Latents, SplitModule, Stage, on_present_rows, total_loss
 from unbraid.module._conditional import ConditionalContrast, ConditionalModule
 from unbraid.module._contrastive import ContrastiveModule
+from unbraid.module._disentangled_vae import DisentangledVAE
 from unbraid.module._independence import Independence, independence_weights
 from unbraid.module._linear import LinearModule
+from unbraid.module._multimodal_vae import MultimodalVAE
 from unbraid.module._views import JointModule, ViewsModule
 
 __all__ = [
     "ConditionalContrast",
     "ConditionalModule",
     "ContrastiveModule",
+    "DisentangledVAE",
     "Independence",
     "InnerLoop",
     "JointModule",
     "Kind",
     "Latents",
     "LinearModule",
+    "MultimodalVAE",
     "SplitModule",
     "Stage",
     "independence_weights",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import nn
+from torch.nn.functional import one_hot
 
 from unbraid.nn import InputLayer, ModalitySpec, PerModality
 
@@ -185,6 +186,8 @@ class SplitModule(BaseModuleClass):
     def __init__(self, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.specs = tuple(specs)
+        self.n_categories: tuple[int, ...] = ()  # of batch and categorical covariates, for networks that get them
+        self.n_continuous = 0
         self.input_layers = PerModality({spec.name: InputLayer(spec) for spec in specs})
 
     @property
@@ -252,9 +255,9 @@ class SplitModule(BaseModuleClass):
         """
         return {}
 
-    def extended_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def extended_state(self, reference: SplitModule) -> dict[str, torch.Tensor]:
         """State of a module that knew fewer batches, made to fit this one; as it is by default."""
-        return state
+        return reference.state_dict()
 
     def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the encoders see, per modality."""
@@ -263,6 +266,18 @@ class SplitModule(BaseModuleClass):
             m: on_present_rows(self.input_layers[m], batch["mask"][m], batch["x"][m], sizes.get(m))
             for m in self.modalities
         }
+
+    def covariates(self, batch: dict) -> torch.Tensor:
+        """Batch and covariates that the networks get, shape ``(n, n_covariates)``."""
+        codes = torch.cat([batch["batch"].unsqueeze(1), batch["categorical"]], dim=1)
+        parts = [one_hot(codes[:, k], n) for k, n in enumerate(self.n_categories) if n]
+        parts += [batch["continuous"]] if self.n_continuous else []
+        return torch.cat([part.float() for part in parts], dim=1) if parts else batch["continuous"][:, :0]
+
+    @property
+    def n_covariates(self) -> int:
+        """Columns of :meth:`covariates`."""
+        return sum(self.n_categories) + self.n_continuous
 
     def library_sizes(self, batch: dict, modality: str) -> torch.Tensor | None:
         """Expected total count of every cell, ``(n,)``; None for a modality that is no counts.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.functional import one_hot
 
 from unbraid._messages import check_option
 from unbraid.module._base import (
@@ -162,7 +161,6 @@ class ContrastiveModule(SplitModule):
         self.kappa, self.beta = (kappa, beta) if shared_objective == "vmf" else (None, 0.0)
         self.center_alignment = center_alignment
         self.n_categories, self.n_continuous, self.n_batches = tuple(n_categories), n_continuous, n_batches
-        self.n_covariates = sum(self.n_categories) + n_continuous
         self.optimisation = {"lr": lr, "weight_decay": weight_decay, "schedule": schedule}
         self.network_options = {
             "n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, "dropout": dropout, "weight_std": weight_std
@@ -274,13 +272,6 @@ class ContrastiveModule(SplitModule):
         self.head.fit(whole(raw), whole(mask), None if self.negatives == "all" else torch.cat(groups))
 
     # ---- codes ----------------------------------------------------------------------------
-
-    def covariates(self, batch: dict) -> torch.Tensor:
-        """Covariates that the encoders get, shape ``(n, n_covariates)``."""
-        codes = torch.cat([batch["batch"].unsqueeze(1), batch["categorical"]], dim=1)
-        parts = [one_hot(codes[:, k], n) for k, n in enumerate(self.n_categories)]
-        parts += [batch["continuous"]] if self.n_continuous else []
-        return torch.cat([part.float() for part in parts], dim=1) if parts else batch["continuous"][:, :0]
 
     def views(self, batch: dict, n_views: int = 1) -> list[Codes]:
         """Random views of the encoders' inputs; every view is an augmentation of the one before."""

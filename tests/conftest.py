@@ -101,6 +101,7 @@ _quick = {"max_epochs": 1, "batch_size": 32}
 _club = {"independence_options": {"club": {"n_hidden": 8, "n_layers": 2}}}
 _factor = {**_both, "n_embedding": 4, "critic_n_hidden": 8}
 _spheres = ("joint", "shared")
+_diffusion = {"n_hidden": 8, "n_steps": 20}
 _captured = {"lambda_": ("specific_info_nce", "information")}
 
 # One line here gives a model the whole battery.
@@ -153,6 +154,25 @@ MODELS = [
     ModelCase(ub.model.FactorizedCL, {**_both, **_club}, _quick, sphere=_spheres, weights=_captured),
     ModelCase(ub.model.InfoDisen, _both, _quick, sphere=_spheres, weights=_captured),
     ModelCase(ub.model.FactorCL, _factor, _quick, weights={"lambda_": ("nce_club", "upper_bound")}),
+    ModelCase(ub.model.MMVAE, {**_small, "estimator": "dreg", "n_importance": 2}, _quick),
+    ModelCase(ub.model.MoPoEVAE, _small, _quick, weights={"beta": ("divergence", "_closed_divergence")}),
+    ModelCase(ub.model.DMVAE, _both, _quick, weights={"beta": ("divergence", "_closed_divergence")}),
+    ModelCase(ub.model.MMVAEPlus, _both, _quick, weights={"beta": ("divergence", "_sampled_divergence")}),
+    ModelCase(
+        ub.model.IDMVAE,
+        {**_both, "diffusion": "additive", "diffusion_options": _diffusion},
+        _quick,
+        weights={
+            "cross_information_weight": ("cross_information", "cross_information"),
+            "augmentation_weight": ("augmentation", "generative_augmentation"),
+            "diffusion_weight": ("diffusion", "diffusion_loss"),
+        },
+    ),
+    ModelCase(
+        ub.model.SwapVAE,
+        {**_both, "independence": {"hsic": 1.0, "adversarial": 1.0}, "diffusion_options": _diffusion},
+        _quick,
+    ),
     ModelCase(ub.model.CoMM, {**_small, "n_projection_hidden": 8, "n_projection": 4}, _quick),
 ]
 

@@ -4,27 +4,39 @@ from unbraid.model import base
 from unbraid.model._clip import CLIP
 from unbraid.model._comm import CoMM
 from unbraid.model._disentangled_ssl import DisentangledSSL
+from unbraid.model._dmvae import DMVAE
 from unbraid.model._factor_cl import FactorCL
 from unbraid.model._factorized_cl import FactorizedCL
 from unbraid.model._focal import FOCAL
+from unbraid.model._idmvae import IDMVAE
 from unbraid.model._indiseek import IndiSeek
 from unbraid.model._info_disen import InfoDisen
 from unbraid.model._joint_opt import JointOpt
 from unbraid.model._linear_split import LinearSplit
+from unbraid.model._mmvae import MMVAE
+from unbraid.model._mmvae_plus import MMVAEPlus
+from unbraid.model._mopoe_vae import MoPoEVAE
+from unbraid.model._swap_vae import SwapVAE
 from unbraid.model._unbraid import Unbraid
 from unbraid.model._unbraid_report import UnbraidReport
 
 __all__ = [
     "CLIP",
     "CoMM",
+    "DMVAE",
     "DisentangledSSL",
     "FOCAL",
     "FactorCL",
     "FactorizedCL",
+    "IDMVAE",
     "IndiSeek",
     "InfoDisen",
     "JointOpt",
     "LinearSplit",
+    "MMVAE",
+    "MMVAEPlus",
+    "MoPoEVAE",
+    "SwapVAE",
     "Unbraid",
     "UnbraidReport",
     "base",

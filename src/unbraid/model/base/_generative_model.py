@@ -1,0 +1,426 @@
+"""The user's side of the generative family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+
+from unbraid._messages import check_option, check_whole
+from unbraid.data import registry_key
+from unbraid.model.base._split_model import SplitModel
+from unbraid.module import MultimodalVAE
+from unbraid.nn import expected_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from unbraid.nn import InputTransform
+
+N_PRIOR_DRAWS = 2_000
+
+
+class Prediction(NamedTuple):
+    """Values with an interval, each float32 ``(n_obs, n_features)``.
+
+    Attributes
+    ----------
+    mean
+        Mean of the draws.
+    lower, upper
+        Bounds of the central interval of the draws.
+    """
+
+    mean: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+class GenerativeModel(SplitModel):
+    """Base of the multimodal variational autoencoders; builds the module from the registry.
+
+    Parameters
+    ----------
+    mdata
+        MuData registered by :meth:`setup_mudata`.
+    registry
+        Registry of a saved model, to load it without data.
+
+    Notes
+    -----
+    Every model of the family takes these ``**options``:
+
+    ``posterior``, ``posterior_scale``, ``prior_scale``
+        ``"normal"`` or ``"laplace"`` posteriors and priors; how the scales of posteriors are made (``"softplus"``,
+        ``"softmax"``, ``"exp"``), see :class:`~unbraid.nn.PosteriorEncoder`; and the scale of the priors.
+    ``estimator``, ``n_importance``
+        ``"elbo"``, ``"iwae"`` or ``"dreg"`` of K samples; see :func:`~unbraid.objectives.evidence_bound`.
+    ``encoders``, ``decoders``
+        ``"mlp"``; ``"resnet"`` for images, ``"text"`` for texts (of :func:`~unbraid.data.images`, :func:`~unbraid.data.text`);
+        a network of one's own; or one of them per modality. An encoder maps ``(n, n_features)``, as ``input_transform``
+        gives them, to ``(n, any width)``; means and scales are read off it by a linear layer. A decoder maps latents
+        and covariates to the parameters of the likelihood; see :class:`~unbraid.nn.LikelihoodDecoder`.
+    ``n_hidden``, ``n_layers``, ``norm``, ``dropout``
+        Of the multilayer perceptrons: width, hidden layers of an encoder, ``"layer"`` norm or None, dropout rate.
+    ``likelihood_weights``
+        Weight of the log-likelihood by modality, 1 for those not named. A modality of many features outweighs one of
+        few: its log-likelihood is a sum over features.
+    ``likelihood_scale``
+        Fixed scale of normal and Laplace likelihoods in the units of the data; learned per feature by default.
+    ``encode_covariates``
+        Whether encoders get batch and covariates as input (not by default). Decoders always get them.
+    ``input_transform``
+        What encoders see; see :class:`~unbraid.nn.InputLayer`.
+    ``weight_decay``, ``schedule``
+        Of Adam: ``"constant"`` (default) or ``"cosine"``.
+
+    Likelihoods are those of :meth:`setup_mudata`. A cell is decoded at its own total count, or at that of a typical
+    cell where the modality was not measured.
+    """
+
+    _module_cls = MultimodalVAE
+    _default_batch_size = 128
+    module: MultimodalVAE
+
+    def _build_module(
+        self,
+        n_shared: int,
+        n_specific: int,
+        *,
+        input_transform: InputTransform | dict[str, InputTransform] | None = None,
+        likelihood_weights: dict[str, float] | None = None,
+        **options: Any,
+    ) -> MultimodalVAE:
+        for name, size in {"n_shared": n_shared, "n_specific": n_specific}.items():
+            if size < (1 if name == "n_shared" or self._needs_specific else 0):
+                raise ValueError(f"`{name}` must be positive, got {size}.")
+        for m, weight in (likelihood_weights or {}).items():
+            self._check_modality(m)
+            if not weight >= 0:
+                raise ValueError(f"`likelihood_weights`: the weight of {m!r} must be at least 0, got {weight}.")
+        setup, stats = self.registry_["setup_args"], self.summary_stats
+        categorical = self.registry_["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        n_batch = 0 if setup["batch_key"] is None else stats.n_batch
+        n_categories = [n_batch, *categorical.get("n_cats_per_key", [])]
+        return self._module_cls(
+            self._specs(input_transform),
+            n_shared,
+            n_specific,
+            n_categories=n_categories,
+            n_continuous=stats.get("n_extra_continuous_covs", 0),
+            likelihood_weights=likelihood_weights,
+            **options,
+        )
+
+    _needs_specific = False
+
+    # ---- values of cells ------------------------------------------------------------------------
+
+    def reconstruct(
+        self,
+        modality: str,
+        mdata: MuData | None = None,
+        *,
+        use: Literal["both", "shared", "specific"] = "both",
+        n_samples: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """A modality decoded from its own latents.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        mdata
+            Cells; those of the set-up by default.
+        use
+            Both latents, or one of them with the other at the mean of its prior.
+        n_samples
+            None decodes posterior means and gives expected values; a number draws latents and values that many times.
+        indices
+            Numbers of cells; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_features)``, or ``(n_samples, n_obs, n_features)``, one row per cell; NaN where the
+        cell lacks the modality.
+        """
+        check_option("`use`", use, ("both", "shared", "specific"))
+        self._check_modality(modality)
+
+        draw = self._prior_draws()
+
+        def latents(batch: dict, n: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            z, w = self.module.posteriors(batch)
+            z = draw(None, batch, n) if use == "specific" else _codes(z[modality], n)
+            if not w or use == "shared":
+                w = draw(modality, batch, n)
+            else:
+                w = _codes(w[modality], n)
+            return z, w, batch["mask"][modality]
+
+        return self._decoded(modality, latents, mdata, n_samples, indices)
+
+    def translate(
+        self,
+        source: str,
+        target: str,
+        mdata: MuData | None = None,
+        *,
+        n_samples: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """What one modality tells of another: the other decoded from the shared latent of the one.
+
+        Parameters
+        ----------
+        source, target
+            Modalities. The target's own latent is at the mean of its prior, or drawn from the prior.
+        mdata
+            Cells; those of the set-up by default. They need not have the target.
+        n_samples, indices
+            As in :meth:`reconstruct`.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_target_features)``, or with the samples first; NaN where the cell lacks the source.
+        """
+        self._check_modality(source)
+        self._check_modality(target)
+        return self._decoded(target, self._from([source], target), mdata, n_samples, indices)
+
+    def impute(
+        self,
+        modality: str,
+        mdata: MuData | None = None,
+        *,
+        n_samples: int | None = None,
+        interval: float | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray | Prediction:
+        """A modality of every cell from all of its other modalities, as if it had not been measured.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        mdata
+            Cells; those of the set-up by default. They need not have the modality.
+        n_samples
+            As in :meth:`reconstruct`; of an interval 100 by default.
+        interval
+            Probability of a posterior-predictive interval: latents and values are drawn.
+        indices
+            Numbers of cells; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs, n_features)``, with the samples first if ``n_samples`` is given; or a
+        :class:`Prediction` with the mean and the bounds of the interval. NaN where the cell has no other modality.
+
+        Raises
+        ------
+        ValueError
+            If the interval is not between 0 and 1.
+        """
+        self._check_modality(modality)
+        others = [m for m in self.modalities if m != modality]
+        latents = self._from(others, modality)
+        if interval is None:
+            return self._decoded(modality, latents, mdata, n_samples, indices)
+        if not 0 < interval < 1:
+            raise ValueError(f"`interval` is a probability between 0 and 1, got {interval}.")
+        check_whole("n_samples", n_samples := 100 if n_samples is None else n_samples, 2)
+        bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2])
+        parts = []
+        for draws in self._draws(modality, latents, mdata, n_samples, indices):
+            low, high = torch.quantile(draws, bounds.to(draws.device), dim=0)
+            parts.append([x.cpu().numpy() for x in (draws.mean(0), low, high)])
+        return Prediction(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def counterfactual(
+        self,
+        modality: str,
+        shared_from: Sequence[int],
+        specific_from: Sequence[int],
+        mdata: MuData | None = None,
+        *,
+        n_samples: int | None = None,
+    ) -> np.ndarray:
+        """A modality with the shared latent of some cells and the specific latent of others.
+
+        Whether there are cells like these at all is told by :meth:`counterfactual_support`.
+
+        Parameters
+        ----------
+        modality
+            Which one.
+        shared_from, specific_from
+            Numbers of cells, equally many; row i of the result has the shared latent of the i-th of the first and the
+            specific latent of the i-th of the second. Covariates and total counts are those of the first.
+        mdata
+            Cells; those of the set-up by default.
+        n_samples
+            As in :meth:`reconstruct`.
+
+        Returns
+        -------
+        float32 array ``(n, n_features)``, or with the samples first; NaN where either cell lacks the modality.
+
+        Raises
+        ------
+        ValueError
+            If there are not equally many, or the model has no specific latents.
+        """
+        self._check_counterfactual(modality, shared_from, specific_from)
+        # one pass after the other: two that take turns would leave inference mode on for good
+        given = iter(
+            [
+                (self.module.posteriors(batch)[1][modality], batch["mask"][modality])
+                for batch in self._batches(mdata, specific_from, n_samples or 1)
+            ]
+        )
+
+        def latents(batch: dict, n: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            w, known = next(given)
+            z = self.module.posteriors(batch)[0][modality]
+            return _codes(z, n), _codes(w, n), batch["mask"][modality] & known
+
+        return self._decoded(modality, latents, mdata, n_samples, shared_from)
+
+    def sample(
+        self, n_obs: int, mdata: MuData | None = None, *, give_mean: bool = False, seed: int | None = None
+    ) -> MuData:
+        """New cells from the priors.
+
+        Parameters
+        ----------
+        n_obs
+            How many.
+        mdata
+            Data whose covariates and total counts the new cells have: those of cells drawn at random. Those of the
+            set-up by default.
+        give_mean
+            Give the decoders' expected values, not draws of the likelihood.
+        seed
+            Of all draws; torch's state by default.
+
+        Returns
+        -------
+        MuData with all modalities, features as registered, the latents in ``obsm["Z_c"]`` and
+        ``mod[m].obsm["Z_s"]``.
+        """
+        check_whole("n_obs", n_obs, 1)
+        given, module = self._validate_anndata(mdata, copy_if_view=False), self.module
+        values, codes = {m: [] for m in self.modalities}, {m: [] for m in (None, *self.modalities)}
+        with torch.random.fork_rng(enabled=seed is not None, devices=[]):
+            if seed is not None:
+                torch.manual_seed(seed)
+            rows = torch.randint(given.n_obs, (n_obs,)).numpy()
+            for batch in self._batches(mdata, rows):
+                n = len(batch["index"])
+                z = module.prior_sample(None, n)
+                codes[None].append(z)
+                for m in self.modalities:
+                    w = module.prior_sample(m, n) if module.n_specific else z[:, :0]
+                    codes[m].append(w)
+                    cells = torch.arange(n, device=z.device)
+                    distribution = module.decode(m, torch.cat([z, w], 1), batch, cells)
+                    values[m].append(expected_values(distribution) if give_mean else distribution.sample())
+        array = lambda parts: torch.cat(parts).float().cpu().numpy()
+        names = [f"sample{i}" for i in range(n_obs)]
+        mod = {}
+        for m in self.modalities:
+            features = self.registry_["field_registries"][registry_key(m)]["state_registry"]["feature_names"]
+            mod[m] = AnnData(array(values[m]), pd.DataFrame(index=names), pd.DataFrame(index=list(features)))
+            if module.n_specific:
+                mod[m].obsm["Z_s"] = array(codes[m])
+        result = MuData(mod)
+        result.obsm["Z_c"] = array(codes[None])
+        return result
+
+    def get_log_likelihood(
+        self, mdata: MuData | None = None, *, n_samples: int = 100, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Estimate of the log-likelihood of all that was measured of a cell, by importance sampling.
+
+        Parameters
+        ----------
+        mdata
+            Cells; those of the set-up by default.
+        n_samples
+            Samples of the posterior. The estimate is too low on average, and less so the more there are.
+        indices
+            Numbers of cells; all by default.
+
+        Returns
+        -------
+        float32 array ``(n_obs,)``, in nats.
+        """
+        check_whole("n_samples", n_samples, 1)
+        parts = [self.module.log_evidence(batch, n_samples) for batch in self._batches(mdata, indices, n_samples)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    # ---- helpers --------------------------------------------------------------------------------
+
+    def _from(self, sources: list[str], target: str):
+        """Latents to decode a modality from what others tell of it."""
+        draw = self._prior_draws()
+
+        def latents(batch: dict, n: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            z, _ = self.module.posteriors(batch)
+            mask = batch["mask"]
+            present = torch.stack([mask[m] if m in sources else torch.zeros_like(mask[m]) for m in self.modalities])
+            known = present.any(0)
+            # a cell of which nothing is known gets any code at all
+            present[self.modalities.index(sources[0])] |= ~known
+            if n is None:
+                shared = self.module.joint_posterior(z, present).mean
+            else:
+                shared = self.module.shared_samples(z, present, n)
+            return shared, draw(target, batch, n), known
+
+        return latents
+
+    def _prior_draws(self):
+        """Function that gives the mean of a prior, ``(n_cells, d)``, or draws of it, ``(n, n_cells, d)``."""
+        module, bank = self.module, {}
+
+        def draw(modality: str | None, batch: dict, n: int | None) -> torch.Tensor:
+            n_cells = len(batch["index"])
+            if modality is not None and not module.n_specific:
+                return torch.zeros(*(() if n is None else (n,)), n_cells, 0, device=self.device)
+            if n is None:
+                return module.prior_mean(modality).expand(n_cells, -1)
+            if modality not in bank:  # a diffusion model takes its time: cells share draws
+                bank[modality] = module.prior_sample(modality, N_PRIOR_DRAWS)
+            return bank[modality][torch.randint(N_PRIOR_DRAWS, (n, n_cells), device=self.device)]
+
+        return draw
+
+    def _decoded(self, modality: str, latents, mdata, n_samples: int | None, indices) -> np.ndarray:
+        """Values of all cells, or draws of them with the draws first."""
+        if n_samples is not None:
+            check_whole("n_samples", n_samples, 1)
+        parts = [part.cpu().numpy() for part in self._draws(modality, latents, mdata, n_samples, indices)]
+        return np.concatenate(parts, axis=0 if n_samples is None else 1)
+
+    def _draws(self, modality: str, latents, mdata, n_samples: int | None, indices) -> Iterator[torch.Tensor]:
+        """Batch by batch, expected values ``(n, p)`` or draws ``(n_samples, n, p)``."""
+        for batch in self._batches(mdata, indices, n_samples or 1):
+            z, w, known = latents(batch, n_samples)
+            latent = torch.cat([z, w], dim=-1)
+            cells = torch.arange(len(known), device=known.device).repeat(n_samples or 1)
+            distribution = self.module.decode(modality, latent.reshape(-1, latent.shape[-1]), batch, cells)
+            values = expected_values(distribution) if n_samples is None else distribution.sample()
+            values = values.float().masked_fill(~known[cells].unsqueeze(1), torch.nan)
+            yield values if n_samples is None else values.view(n_samples, len(known), -1)
+
+
+def _codes(posterior, n: int | None) -> torch.Tensor:
+    return posterior.mean if n is None else posterior.sample(n)

@@ -1,8 +1,9 @@
 """Simulated paired data whose shared and specific parts are known, each a MuData that keeps its truth."""
 
 from unbraid.data.simulate._citeseq import citeseq
+from unbraid.data.simulate._classes import classes
 from unbraid.data.simulate._disentangled_ssl import disentangled_ssl, disentangled_ssl_mixed
 from unbraid.data.simulate._indiseek import indiseek
 from unbraid.data.simulate._nonlinear import nonlinear
 
-__all__ = ["citeseq", "disentangled_ssl", "disentangled_ssl_mixed", "indiseek", "nonlinear"]
+__all__ = ["citeseq", "classes", "disentangled_ssl", "disentangled_ssl_mixed", "indiseek", "nonlinear"]

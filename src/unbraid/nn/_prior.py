@@ -121,7 +121,7 @@ class DiffusionPrior(nn.Module):
         n_steps
             Of DDIM, evenly spaced among those of the diffusion.
         """
-        z = torch.randn(n_samples, self.n_latent, device=self.signal.device)
+        z = torch.randn(n_samples, self.n_latent, device=self.signal.device, dtype=self.signal.dtype)
         steps = torch.linspace(len(self.signal) - 1, 0, min(n_steps, len(self.signal))).round().long()
         for k, step in enumerate(steps.tolist()):
             found = self(z, torch.full((n_samples,), step, device=z.device))

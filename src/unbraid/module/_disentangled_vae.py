@@ -6,12 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.distributions import Categorical
 
 from unbraid._messages import check_option
 from unbraid.module._base import InnerLoop, Stage, over_pairs, total_loss
 from unbraid.module._independence import Independence, IndependenceChoice, independence_weights
 from unbraid.module._multimodal_vae import MultimodalVAE
-from unbraid.nn import DiffusionPrior, PerModality
+from unbraid.nn import MLP, DiffusionPrior, PerModality
 from unbraid.objectives import info_nce, nt_xent
 
 if TYPE_CHECKING:
@@ -110,6 +111,14 @@ class DisentangledVAE(MultimodalVAE):
                     raise ValueError(
                         f"Modality {spec.name!r}: samples under the likelihood {spec.likelihood!r} have no gradient. "
                         "Use `augmentation_decodes='mean'`."
+                    )
+        if augmentation_weight:
+            for spec in specs:
+                first = next(self.encoders[spec.name].network.children(), None)
+                if spec.likelihood == "categorical" and isinstance(first, MLP):
+                    raise ValueError(
+                        f"Modality {spec.name!r}: what is decoded from a text are probabilities of words, which only a "
+                        f"text encoder reads. Set `encoders={{{spec.name!r}: 'text'}}`, or `augmentation_weight=0`."
                     )
         self.cross_information_weight, self.augmentation_weight = cross_information_weight, augmentation_weight
         self.augmentation_loss, self.partners = augmentation_loss, augmentation_partners
@@ -225,7 +234,10 @@ class DisentangledVAE(MultimodalVAE):
         else:
             latent[moved] = latent[moved][torch.randperm(len(cells), device=cells.device)]
         distribution = self.decode(m, torch.cat([latent["z"], latent["w"]], 1), batch, cells)
-        values = distribution.mean if self.augmentation_decodes == "mean" else distribution.rsample()
+        if self.augmentation_decodes == "sample":
+            values = distribution.rsample()
+        else:  # numbers of categories have no mean: text encoders take probabilities
+            values = distribution.probs if isinstance(distribution, Categorical) else distribution.mean
         sizes = batch["size_factor"].get(m)
         seen = self.input_layers[m](values, None if sizes is None else sizes[cells])
         if self.encode_covariates and self.n_covariates:

@@ -288,11 +288,16 @@ class MultimodalVAE(SplitModule):
             }
 
         def bound() -> Tensor:
-            q = components, exists, w
-            if self.estimator == "dreg":  # the posteriors' parameters act through the samples alone
-                q = components.detached(), exists, {m: each.detached() for m, each in w.items()}
-            log_weights = likelihood - self.beta * self._sampled_divergence(shared, own, *q, present, rows)
-            return -mean(evidence_bound(log_weights, estimator=self.estimator, samples=[shared, *own]), rows)
+            dreg = self.estimator == "dreg"
+            posteriors = {m: q.detached() for m, q in w.items()} if dreg else w
+            ratio = self._sampled_divergence(shared, own, components, exists, posteriors, present, rows)
+            if dreg:  # of the density of a mixture only the part of the expert that was sampled acts through the sample
+                score = sources.log_density(shared.detach()).masked_fill(~rows, 0.0)
+                ratio = ratio - (score - score.detach())
+            samples = [shared, *own]
+            return -mean(
+                evidence_bound(likelihood - self.beta * ratio, estimator=self.estimator, samples=samples), rows
+            )
 
         return {"bound": (1.0, bound)}
 

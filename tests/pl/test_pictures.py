@@ -102,3 +102,30 @@ def test_what_is_no_card_is_refused(mdata):
         ub.pl.budget(mdata)
     with pytest.raises(TypeError, match="DataFrame"):
         ub.pl.scorecard(pd.DataFrame({"a": [1]}))
+
+
+def test_a_traversal_draws_pictures_or_the_features_that_change(mdata):
+    rng = np.random.default_rng(0)
+    values = np.zeros((3, 5, 12))
+    values[1, :, 7] = np.linspace(0, 2, 5)
+    values[0, :, 2] = np.linspace(1, 0, 5)
+    names = [f"gene_{k}" for k in range(12)]
+    figure = ub.pl.traversal(values, names=names, n_features=2)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["gene_7", "gene_2"]
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["1", "2", "3"]
+    rising, falling = panels[1].images[0].get_array()[0], panels[0].images[0].get_array()[1]
+    assert np.allclose(rising, np.linspace(-0.5, 0.5, 5))
+    assert np.allclose(falling, np.linspace(0.5, -0.5, 5))
+    pictures = rng.uniform(-0.2, 1.2, size=(2, 4, 3 * 6 * 5))
+    figure = ub.pl.traversal(pictures, shape=(3, 6, 5))
+    sheet = figure.axes[0].images[0].get_array()
+    assert sheet.shape == (12, 20, 3)
+    assert np.allclose(sheet[6:, 5:10], pictures[1, 1].reshape(3, 6, 5).transpose(1, 2, 0).clip(0, 1))
+    assert ub.pl.traversal(pictures[0, :, :30], shape=(1, 6, 5)).axes[0].images[0].get_array().shape == (6, 20)
+    with pytest.raises(ValueError, match="none of a picture"):
+        ub.pl.traversal(pictures, shape=(2, 6, 5))
+    with pytest.raises(ValueError, match="must be finite"):
+        ub.pl.traversal(values * np.nan)
+    with pytest.raises(ValueError, match="2 names for 12 features"):
+        ub.pl.traversal(values, names=["a", "b"])

@@ -120,6 +120,22 @@ EXPERIMENTS = (
         full=_words("--seeds 5"),
     ),
     Experiment(
+        name="generative",
+        module="unbraid.benchmark.generative",
+        description="Generative models where the shared signal is weak: what their latents hold, what they generate",
+        source="after Zhang et al. 2026, tables 1 and 2",
+        quick=_words("--n-obs 3000 --steps 300 --seeds 1"),
+        full=_words("--seeds 5"),
+    ),
+    Experiment(
+        name="imputation",
+        module="unbraid.benchmark.imputation",
+        description="Proteins imputed from RNA, with intervals, beside totalVI",
+        quick=_words("--steps 300 --seeds 1"),
+        full=_words("--seeds 5"),
+        needs="--data",
+    ),
+    Experiment(
         name="linear-gaussian",
         module="unbraid.benchmark.linear_gaussian",
         description="What a split of linear-Gaussian data can reach, in closed form",

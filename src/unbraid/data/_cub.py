@@ -37,9 +37,10 @@ def cub_captions(
     categories: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> MuData:
-    """Birds of CUB-200-2011 with captions: 11,788 images of 200 species [1]_ [2]_, as in IDMVAE [3]_.
+    """Birds of CUB-200-2011 with captions: 11,788 images of 200 species, as in IDMVAE.
 
-    Colours of the bird are in picture and caption alike; where its head points is in the picture alone.
+    Images [1]_ and captions [2]_ in the preparation of [3]_. Colours of the bird are in picture and caption alike; where its
+    head points is in the picture alone.
 
     Parameters
     ----------

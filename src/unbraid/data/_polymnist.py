@@ -43,14 +43,14 @@ def polymnist_quadrant(
     backgrounds: Sequence[str | Path | np.ndarray] | None = None,
     seed: int = 0,
 ) -> MuData:
-    """PolyMNIST-Quadrant of IDMVAE [1]_: five images with the same digit, each in a quadrant of its own.
+    """PolyMNIST-Quadrant of IDMVAE: five images with the same digit, each in a quadrant of its own.
 
     The digit is what the modalities share; quadrant, background and handwriting are specific to each. A sample has one
     label; every modality draws an MNIST image of that digit, scales it to half the canvas and puts it into one of the
     four quadrants, at random, on a random piece of the modality's background. Modality ``m0`` has it in red and ``m4``
     in blue, as bright as the ink; in the others the digit's pixels have the background's colours inverted, as in
-    PolyMNIST [2]_. This follows the authors' code, which also says what counts as ink (more than 16 of 255). Their
-    data are ``n_train=220_000, n_val=5_000, n_test=10_000``.
+    PolyMNIST [2]_. This follows the code of IDMVAE's authors [1]_, which also says what counts as ink (more than 16 of
+    255). Their data are ``n_train=220_000, n_val=5_000, n_test=10_000``.
 
     Parameters
     ----------

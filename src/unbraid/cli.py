@@ -48,7 +48,7 @@ def demo(
     Without `--data` it takes a public CITE-seq data set (5,000 blood cells, 17 MB, kept in your
     cache folder); where the network does not allow that, it simulates CITE-seq counts, and says so.
 
-    It trains two models: *LinearSplit*, the closed-form floor, and *DisentangledSSL*. Then it writes
+    It trains two models: *LinearSplit*, the closed-form floor, and *Unbraid*, which begins there. Then it writes
 
     * `split.h5mu`: your MuData with the codes in `obsm` (`Z_c` shared, `Z_s` specific; prefix `L` for LinearSplit),
 
@@ -58,7 +58,7 @@ def demo(
     a shared code should read both, a specific code should not read the other modality.
     """
     from unbraid import pl
-    from unbraid.model import DisentangledSSL, LinearSplit
+    from unbraid.model import LinearSplit, Unbraid
 
     start = time.perf_counter()
     with _errors(), _quiet():
@@ -70,12 +70,11 @@ def demo(
         labels = [f"{label}: balanced accuracy (chance)"] if label else []
         for column in ("model", "code", *labels, "other modality's shared code: R2"):
             table.add_column(column)
-        for model_class, prefix, options in (
-            (LinearSplit, "L", {}),
-            (DisentangledSSL, "Z", {"n_shared": 16, "n_specific": 16, "n_hidden": 256}),
-        ):
+        for model_class, prefix in ((LinearSplit, "L"), (Unbraid, "Z")):
             console.print(f"[bold]{model_class.__name__}[/]")
-            model = _fit(mdata, model_class, options, batch_key=batch_key, seed=seed, max_epochs=20)
+            model = _fit(mdata, model_class, {}, batch_key=batch_key, seed=seed)
+            if model_class is Unbraid:
+                console.print(str(model.report()), markup=False)
             model.write_latent(mdata, prefix=prefix)
             for row in _probe_rows(mdata, prefix, label, seed):
                 table.add_row(model_class.__name__, *row)

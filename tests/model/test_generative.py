@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy.stats import multivariate_normal
 
 import unbraid as ub
-from unbraid.data._arrays import images, text
+from unbraid.data import images, text
 
 N_GENES, N_PROTEINS = 20, 8
 QUIET = {"progress_bar": False, "accelerator": "cpu", "seed": 0}
@@ -360,3 +360,45 @@ def test_presets_are_overruled_by_what_is_given(cells):
     assert module.prior.scale[0].item() == pytest.approx(np.log(2))
     module = ub.model.IDMVAE(cells, n_hidden=8, posterior="laplace").module
     assert module.prior.scale[0].item() == 1.0
+
+
+# --- paths ----------------------------------------------------------------------------------------------
+
+
+def test_a_traversal_moves_one_dimension_of_a_cell(model, cells):
+    cell = int(np.flatnonzero(has(cells, "rna"))[3])
+    own = model.reconstruct("rna", indices=[cell])[0]
+    for kind, n in (("shared", 3), ("specific", 2)):
+        values = model.traverse("rna", cell, kind=kind, n_steps=5)
+        check(values, (n, 5, N_GENES), np.ones((n, 5), bool))
+        # in the middle the cell itself; elsewhere not
+        np.testing.assert_allclose(values[:, 2], np.tile(own, (n, 1)), rtol=1e-4, atol=1e-6)
+        assert (abs(values[:, 0] - own).max(1) > 1e-5).all()
+        spread = np.nanstd(model.get_latent_representation(kind=kind, modality="rna"), axis=0)
+        first = model.traverse("rna", cell, kind=kind, dimensions=[int(spread.argmax())], n_steps=5)
+        np.testing.assert_allclose(values[:1], first, rtol=1e-5)
+    with pytest.raises(ValueError, match="run from 0 to 1"):
+        model.traverse("rna", cell, dimensions=[2])
+    with pytest.raises(ValueError, match="'rna' was not measured in all of the cells"):
+        model.traverse("rna", int(np.flatnonzero(~has(cells, "rna"))[0]))
+    with pytest.raises(KeyError, match="Did you mean 'rna'"):
+        model.traverse("rnaa", cell)
+
+
+def test_an_interpolation_goes_from_one_cell_to_the_other(model, cells):
+    start, end = np.flatnonzero(totals(cells, "rna") > 5)[:2].tolist()
+    own = model.reconstruct("rna", indices=[start, end])
+    profile = own / own.sum(1, keepdims=True)
+    both, shared, specific = (
+        model.interpolate("rna", start, end, kind=kind, n_steps=3) for kind in ("both", "shared", "specific")
+    )
+    np.testing.assert_allclose(both[0], own[0], rtol=1e-4, atol=1e-6)
+    batch = cells.obs["batch"].to_numpy()
+    if batch[start] == batch[end]:  # at the total count of the first
+        np.testing.assert_allclose(both[2] / both[2].sum(), profile[1], rtol=1e-3, atol=1e-6)
+    mixed = model.counterfactual("rna", [end], [start])[0]
+    np.testing.assert_allclose(shared[2] / shared[2].sum(), mixed / mixed.sum(), rtol=1e-3, atol=1e-6)
+    mixed = model.counterfactual("rna", [start], [end])[0]
+    np.testing.assert_allclose(specific[2], mixed, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="`kind`"):
+        model.interpolate("rna", start, end, kind="none")

@@ -132,6 +132,8 @@ class MultimodalVAE(SplitModule):
             raise ValueError("`swap` needs `experts='moe'` and `estimator='elbo'`.")
         if n_importance < 1:
             raise ValueError(f"`n_importance` must be at least 1, got {n_importance}.")
+        if not beta >= 0:
+            raise ValueError(f"`beta` must not be negative, got {beta}.")
         if prior_scale <= 0:
             raise ValueError(f"`prior_scale` must be positive, got {prior_scale}.")
         self.n_shared, self.n_specific = n_shared, n_specific

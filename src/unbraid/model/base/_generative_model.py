@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 from unbraid._messages import check_option, check_whole
 from unbraid.data import registry_key
 from unbraid.model.base._split_model import SplitModel
+from unbraid.model.base._traversals import TraversalMixin
 from unbraid.module import MultimodalVAE
 from unbraid.nn import expected_values
 
@@ -36,7 +37,7 @@ class Prediction(NamedTuple):
     upper: np.ndarray
 
 
-class GenerativeModel(SplitModel):
+class GenerativeModel(TraversalMixin, SplitModel):
     """Base of the multimodal variational autoencoders; builds the module from the registry.
 
     Parameters
@@ -341,120 +342,6 @@ class GenerativeModel(SplitModel):
         result = MuData(mod)
         result.obsm["Z_c"] = array(codes[None])
         return result
-
-    def traverse(
-        self,
-        modality: str,
-        cell: int,
-        mdata: MuData | None = None,
-        *,
-        kind: Literal["shared", "specific"] = "specific",
-        dimensions: Sequence[int] | None = None,
-        n_steps: int = 7,
-        span: float = 2.0,
-    ) -> np.ndarray:
-        """A cell's modality while one latent dimension after the other is moved.
-
-        Parameters
-        ----------
-        modality
-            Which one.
-        cell
-            Number of the cell, which must have the modality.
-        mdata
-            Cells; those of the set-up by default.
-        kind
-            Whose dimensions are moved: of the modality's shared or of its specific latent.
-        dimensions
-            Which; by default all, those that vary most between cells first.
-        n_steps, span
-            Values of a dimension: so many, from the cell's own less ``span`` standard deviations over all cells to it
-            plus as many.
-
-        Returns
-        -------
-        float32 array ``(n_dimensions, n_steps, n_features)`` of expected values, for :func:`unbraid.pl.traversal`.
-
-        Raises
-        ------
-        ValueError
-            If the cell lacks the modality, or there is no such dimension.
-        """
-        self._check_request(kind, modality)
-        check_whole("n_steps", n_steps, 2)
-        spread = np.nanstd(self.get_latent_representation(mdata, kind, modality), axis=0)
-        dimensions = np.argsort(-spread) if dimensions is None else np.asarray(dimensions)
-        if len(dimensions) and not (0 <= min(dimensions) and max(dimensions) < len(spread)):
-            raise ValueError(f"`dimensions` of the {kind} latent run from 0 to {len(spread) - 1}, got {dimensions}.")
-        steps = torch.linspace(-span, span, n_steps)
-        moved = torch.zeros(len(dimensions), n_steps, len(spread))
-        for row, k in zip(moved, dimensions.tolist(), strict=True):
-            row[:, k] = steps * float(spread[k])
-
-        def path(codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            change = moved.flatten(0, 1).to(self.device)
-            return {
-                name: code + change if name == kind else code.expand(len(change), -1) for name, code in codes.items()
-            }
-
-        return self._along(modality, [cell], path, mdata).reshape(len(dimensions), n_steps, -1)
-
-    def interpolate(
-        self,
-        modality: str,
-        start: int,
-        end: int,
-        mdata: MuData | None = None,
-        *,
-        kind: Literal["both", "shared", "specific"] = "both",
-        n_steps: int = 7,
-    ) -> np.ndarray:
-        """A modality on the straight way from the latents of one cell to those of another.
-
-        Parameters
-        ----------
-        modality
-            Which one.
-        start, end
-            Numbers of the cells, which must have the modality. Covariates and total count are those of the first.
-        mdata
-            Cells; those of the set-up by default.
-        kind
-            Which latent moves; the other stays that of the first cell.
-        n_steps
-            Number of values, both ends included.
-
-        Returns
-        -------
-        float32 array ``(n_steps, n_features)`` of expected values.
-
-        Raises
-        ------
-        ValueError
-            If a cell lacks the modality.
-        """
-        check_option("`kind`", kind, ("both", "shared", "specific"))
-        check_whole("n_steps", n_steps, 2)
-
-        def path(codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            t = torch.linspace(0, 1, n_steps, device=self.device).unsqueeze(1)
-            still = lambda name: t * 0 if kind not in ("both", name) else t
-            return {name: torch.lerp(code[:1], code[1:], still(name)) for name, code in codes.items()}
-
-        return self._along(modality, [start, end], path, mdata)
-
-    def _along(self, modality: str, cells: list[int], path, mdata: MuData | None) -> np.ndarray:
-        """Expected values on a path of latents that begins with those of some cells."""
-        self._check_modality(modality)
-        (batch,) = list(self._batches(mdata, cells))
-        if not batch["mask"][modality].all():
-            raise ValueError(f"Modality {modality!r} was not measured in all of the cells {cells}.")
-        with torch.inference_mode():
-            z, w = self.module.posteriors(batch)
-            codes = {"shared": z[modality].mean} | ({"specific": w[modality].mean} if w else {})
-            latent = torch.cat(list(path(codes).values()), dim=1)
-            first = torch.zeros(len(latent), dtype=torch.long, device=latent.device)
-            return expected_values(self.module.decode(modality, latent, batch, first)).float().cpu().numpy()
 
     def get_log_likelihood(
         self, mdata: MuData | None = None, *, n_samples: int = 100, indices: Sequence[int] | None = None

@@ -240,9 +240,7 @@ class DisentangledVAE(MultimodalVAE):
             values = distribution.probs if isinstance(distribution, Categorical) else distribution.mean
         sizes = batch["size_factor"].get(m)
         seen = self.input_layers[m](values, None if sizes is None else sizes[cells])
-        if self.encode_covariates and self.n_covariates:
-            seen = torch.cat([seen, self.covariates(batch)[cells]], 1)
-        again = self.encoders[m].posteriors(self.encoders[m](seen))[kept].mean
+        again = self.encoders[m].posteriors(self.encoders[m](self.encoder_inputs(seen, batch, cells)))[kept].mean
         target = found[kept].mean[cells]
         if self.augmentation_loss == "least_squares":
             return (again - target).square().sum(1).mean()

@@ -218,18 +218,20 @@ class MultimodalVAE(SplitModule):
 
     def posteriors(self, batch: dict) -> tuple[dict[str, Posterior], dict[str, Posterior]]:
         """Posteriors of z and of w given every modality alone, ``(n, d)``; of no meaning for cells without it."""
-        found = self.posteriors_of(self.inputs(batch), batch)
-        return tuple({m: q[name] for m, q in found.items() if name in q} for name in ("z", "w"))
+        z, w = {}, {}
+        for m, x in self.inputs(batch).items():
+            output = on_present_rows(self.encoders[m], batch["mask"][m], self.encoder_inputs(x, batch))
+            found = self.encoders[m].posteriors(output)
+            z[m] = found["z"]
+            w |= {m: found["w"]} if "w" in found else {}
+        return z, w
 
-    def posteriors_of(self, inputs: Mapping[str, Tensor], batch: dict) -> dict[str, dict[str, Posterior]]:
-        """Posteriors of inputs that need not be those of the batch."""
-        extra = [self.covariates(batch)] if self.encode_covariates and self.n_covariates else []
-        return {
-            m: self.encoders[m].posteriors(
-                on_present_rows(self.encoders[m], batch["mask"][m], torch.cat([x, *extra], 1) if extra else x)
-            )
-            for m, x in inputs.items()
-        }
+    def encoder_inputs(self, x: Tensor, batch: dict, cells: Tensor | None = None) -> Tensor:
+        """Transformed values, with the covariates of these cells beside them if encoders get any."""
+        if not (self.encode_covariates and self.n_covariates):
+            return x
+        covariates = self.covariates(batch)
+        return torch.cat([x, covariates if cells is None else covariates[cells]], dim=1)
 
     def stacked(self, posteriors: Mapping[str, Posterior]) -> Posterior:
         """Posteriors of all modalities as one, ``(M, n, d)``."""

@@ -261,3 +261,25 @@ def test_a_cell_that_lacks_modalities_has_the_loss_of_a_model_without_them(make_
         one["x"] = {m: batch["x"][m][cell : cell + 1] for m in names}
         expected += part.loss(one, "vae").loss.item() / len(PATTERNS)
     assert found == pytest.approx(expected, rel=1e-8)
+
+
+# --- whose errors a scale learns from -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("patterns", "same"), [(["ab", "abc", "bc", "abc"], False), (["a", "b", "c", "b"], True)])
+def test_a_scale_of_its_own_learns_from_own_decodings_alone(make_vae, make_batch, patterns, same):
+    found = []
+    for choice in (None, "own"):
+        module = make_vae(2, 3, likelihood_scale=choice)
+        torch.manual_seed(1)
+        loss = module.loss(make_batch(patterns), "vae").loss
+        loss.backward()
+        found.append((loss.item(), {name: p.grad for name, p in module.named_parameters() if p.grad is not None}))
+    (expected, every), (value, own) = found
+    assert value == pytest.approx(expected)
+    assert every.keys() == own.keys()
+    scales = [name for name in every if "log_scale" in name]
+    assert len(scales) == 3
+    for name in every:
+        alike = torch.allclose(every[name], own[name])
+        assert alike == (same or name not in scales)

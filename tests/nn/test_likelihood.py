@@ -406,3 +406,27 @@ def test_decoder_learns(likelihood):
     fitted = decoder(z, size_factor=size).mean.detach()
     for k in (0, 1):
         torch.testing.assert_close(fitted[kind == k].mean(dim=0), x[kind == k].mean(dim=0), rtol=0.15, atol=0.1)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "laplace", "nb"])
+def test_chosen_rows_alone_move_a_learned_scale(likelihood):
+    rng = np.random.default_rng(0)
+    x = torch.as_tensor(rng.poisson(3.0, (6, 2)), dtype=torch.float32)
+    spec = ModalitySpec(
+        "m", 2, likelihood, "identity", mean=np.array([3.0, 2.5]), standard_deviation=np.array([2.0, 3])
+    )
+    decoder, z = LikelihoodDecoder(spec, 4, n_hidden=8), torch.as_tensor(rng.normal(size=(6, 4)), dtype=torch.float32)
+    size, chosen = x.sum(1), torch.tensor([True, False, True, True, False, False])
+    learned = (decoder.log_inverse_dispersion if likelihood == "nb" else decoder.log_scale).raw
+
+    def gradients(rows, **options):
+        value = log_likelihood(decoder(z[rows], None, size[rows], **options), x[rows])
+        last = decoder.network.layers[-1].weight
+        return value.sum().item(), *torch.autograd.grad(value.sum(), [learned, last])
+
+    whole, part = gradients(slice(None)), gradients(chosen)
+    value, of_scale, of_mean = gradients(slice(None), learns_scale=chosen)
+    assert value == pytest.approx(whole[0])
+    torch.testing.assert_close(of_scale, part[1])
+    torch.testing.assert_close(of_mean, whole[2])
+    assert (of_scale - whole[1]).abs().min() > 1e-4

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class SwapVAE(DisentangledModel):
     r"""Multimodal variational autoencoder in which a modality is reconstructed from another one's shared latent.
 
-    Bound, CrossMI and GenAug of :class:`IDMVAE`, with three changes:
+    Bound, CrossMI and GenAug of :class:`IDMVAE`, with four changes:
 
     *Swap.* In MMVAE+ the z of modality m decodes m itself beside :math:`w_m`, so that z may keep what is private to m,
     and does. Here :math:`x_m` is decoded from :math:`w_m` and the z of *another* modality n of the same cell, drawn at
@@ -28,6 +28,10 @@ class SwapVAE(DisentangledModel):
 
     *Detached priors.* Diffusion models of z and of every w are learned from samples of the finished posteriors, in a
     stage of their own. A diffusion loss that reaches the encoders makes z easy to denoise, at the cost of what z holds.
+
+    *Own scales.* The learned scale (dispersion) of a likelihood follows only what is decoded with its own w. In MMVAE+ it
+    also follows what is decoded with :math:`\tilde w`, where the private part cannot be predicted; the inflated scale
+    leaves a weak shared signal hardly any weight, and what is generated from z does not show it.
 
     *Independence*, if wanted: a penalty on what :math:`w_m` tells of the other modalities' z.
 
@@ -50,7 +54,7 @@ class SwapVAE(DisentangledModel):
     registry
         Registry of a saved model, to load it without data.
     **options
-        As of :class:`IDMVAE`.
+        As of :class:`IDMVAE`; ``likelihood_scale=None`` and ``swap=False`` undo the changes.
 
     Raises
     ------
@@ -94,6 +98,6 @@ class SwapVAE(DisentangledModel):
             diffusion=diffusion,
             independence=independence,
             beta=beta,
-            **{"swap": True, **options},
+            **{"swap": True, "likelihood_scale": "own", **options},
         )
         self._finish(locals())

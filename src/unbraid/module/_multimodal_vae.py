@@ -76,7 +76,8 @@ class MultimodalVAE(SplitModule):
     likelihood_weights
         :math:`\lambda_d` by name, 1 for the others.
     likelihood_scale
-        Fixed scale of normal and Laplace likelihoods; None learns them.
+        Fixed scale of normal and Laplace likelihoods; None learns scales and dispersions; ``"own"`` learns them from
+        what is decoded with its own w alone.
     n_categories, n_continuous
         Covariates that the decoders get.
     encode_covariates
@@ -108,7 +109,7 @@ class MultimodalVAE(SplitModule):
         norm: Literal["layer"] | None = "layer",
         dropout: float = 0.0,
         likelihood_weights: Mapping[str, float] | None = None,
-        likelihood_scale: float | None = None,
+        likelihood_scale: float | Literal["own"] | None = None,
         n_categories: Sequence[int] = (),
         n_continuous: int = 0,
         encode_covariates: bool = False,
@@ -139,10 +140,12 @@ class MultimodalVAE(SplitModule):
         self.n_shared, self.n_specific = n_shared, n_specific
         self.experts = make_experts(experts, len(specs), prior_expert)
         self.specific, self.swap = specific, swap
+        self.crosses = n_specific > 0 and specific == "auxiliary"
         self.family, self.posterior_scale = posterior, posterior_scale
         self.beta, self.estimator, self.n_importance = beta, estimator, n_importance
         self.closed_form = self.experts.closed_form and estimator == "elbo"
         self.likelihood_weights = {m: (likelihood_weights or {}).get(m, 1.0) for m in self.modalities}
+        self.own_scale = likelihood_scale == "own"
         self.n_categories, self.n_continuous = tuple(n_categories), n_continuous
         self.encode_covariates = encode_covariates
         self.optimisation = {"lr": lr, "weight_decay": weight_decay, "schedule": schedule}
@@ -158,7 +161,12 @@ class MultimodalVAE(SplitModule):
         self.decoders = PerModality(
             {
                 s.name: decoder_of(
-                    decoders, s, n_shared + n_specific, self.n_covariates, scale=likelihood_scale, **sizes
+                    decoders,
+                    s,
+                    n_shared + n_specific,
+                    self.n_covariates,
+                    scale=None if self.own_scale else likelihood_scale,
+                    **sizes,
                 )
                 for s in specs
             }
@@ -166,7 +174,7 @@ class MultimodalVAE(SplitModule):
         self.prior = Prior(n_shared, posterior, prior_scale)
         if n_specific:
             self.specific_priors = PerModality({m: Prior(n_specific, posterior, prior_scale) for m in self.modalities})
-            if specific == "auxiliary":
+            if self.crosses:
                 self.auxiliary_scales = nn.Parameter(torch.zeros(len(specs), n_specific))
 
     @property
@@ -177,8 +185,7 @@ class MultimodalVAE(SplitModule):
     @property
     def vae_parts(self) -> tuple[str, ...]:
         """What the bound trains."""
-        auxiliary = ("auxiliary_scales",) if hasattr(self, "auxiliary_scales") else ()
-        return ("encoders", "decoders", *auxiliary)
+        return ("encoders", "decoders", *(("auxiliary_scales",) if self.crosses else ()))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -347,8 +354,10 @@ class MultimodalVAE(SplitModule):
     def _likelihood(self, m: str, latent: Tensor, rows: Tensor, batch: dict) -> Tensor:
         """Log p(x_m | z, w_m) of latents ``(K, S, n, d)``, ``(K, S, n)``; 0 where source or modality is missing."""
         chosen = rows & batch["mask"][m]
-        cells = chosen.nonzero()[:, 1].repeat(len(latent))
-        distribution = self.decode(m, latent[:, chosen].flatten(0, 1), batch, cells)
+        source, cells = (index.repeat(len(latent)) for index in chosen.nonzero().unbind(1))
+        # of another source it is the auxiliary w that is far off, not the values that are noisy
+        learns_scale = source == self.modalities.index(m) if self.own_scale and self.crosses else None
+        distribution = self.decode(m, latent[:, chosen].flatten(0, 1), batch, cells, learns_scale)
         values = latent.new_zeros(latent.shape[:-1])
         values[:, chosen] = log_likelihood(distribution, batch["x"][m][cells]).view(len(latent), -1)
         return values
@@ -362,7 +371,9 @@ class MultimodalVAE(SplitModule):
         other = z[:, drawn, torch.arange(len(drawn), device=z.device)]
         return torch.cat([z[:, :k], other.unsqueeze(1), z[:, k + 1 :]], dim=1)
 
-    def decode(self, modality: str, latent: Tensor, batch: dict, cells: Tensor) -> Distribution:
+    def decode(
+        self, modality: str, latent: Tensor, batch: dict, cells: Tensor, learns_scale: Tensor | None = None
+    ) -> Distribution:
         """Distribution of a modality's values.
 
         Parameters
@@ -375,10 +386,12 @@ class MultimodalVAE(SplitModule):
             Where covariates and sizes come from.
         cells
             Numbers in the batch of the cells whose covariates and sizes the rows of ``latent`` have, ``(r,)``.
+        learns_scale
+            See :class:`~unbraid.nn.LikelihoodDecoder`.
         """
         covariates = self.covariates(batch)[cells] if self.n_covariates else None
         size = self.sizes(batch, modality)
-        return self.decoders[modality](latent, covariates, None if size is None else size[cells])
+        return self.decoders[modality](latent, covariates, None if size is None else size[cells], learns_scale)
 
     def sizes(self, batch: dict, modality: str) -> Tensor | None:
         """Size of every cell, that of a typical one where the modality was not measured; None if there is none."""

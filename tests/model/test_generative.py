@@ -402,3 +402,10 @@ def test_an_interpolation_goes_from_one_cell_to_the_other(model, cells):
     np.testing.assert_allclose(specific[2], mixed, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="`kind`"):
         model.interpolate("rna", start, end, kind="none")
+
+
+def test_a_model_without_specific_latents_reconstructs_from_none(cells):
+    model = fit(ub.model.MMVAE, cells, epochs=1)
+    np.testing.assert_allclose(model.reconstruct("rna", use="shared"), model.reconstruct("rna"))
+    with pytest.raises(ValueError, match="MMVAE has no 'specific' latents"):
+        model.reconstruct("rna", use="specific")

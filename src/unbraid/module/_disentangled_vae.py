@@ -105,21 +105,18 @@ class DisentangledVAE(MultimodalVAE):
                 raise ValueError(f"`{name}` must not be negative, got {value}.")
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        if augmentation_weight and augmentation_decodes == "sample":
-            for spec in specs:
-                if spec.likelihood not in ("normal", "laplace"):
-                    raise ValueError(
-                        f"Modality {spec.name!r}: samples under the likelihood {spec.likelihood!r} have no gradient. "
-                        "Use `augmentation_decodes='mean'`."
-                    )
-        if augmentation_weight:
-            for spec in specs:
-                first = next(self.encoders[spec.name].network.children(), None)
-                if spec.likelihood == "categorical" and isinstance(first, MLP):
-                    raise ValueError(
-                        f"Modality {spec.name!r}: what is decoded from a text are probabilities of words, which only a "
-                        f"text encoder reads. Set `encoders={{{spec.name!r}: 'text'}}`, or `augmentation_weight=0`."
-                    )
+        for spec in specs if augmentation_weight else ():
+            if augmentation_decodes == "sample" and spec.likelihood not in ("normal", "laplace"):
+                raise ValueError(
+                    f"Modality {spec.name!r}: samples under the likelihood {spec.likelihood!r} have no gradient. "
+                    "Use `augmentation_decodes='mean'`."
+                )
+            first = next(self.encoders[spec.name].network.children(), None)
+            if spec.likelihood == "categorical" and isinstance(first, MLP):
+                raise ValueError(
+                    f"Modality {spec.name!r}: what is decoded from a text are probabilities of words, which only a "
+                    f"text encoder reads. Set `encoders={{{spec.name!r}: 'text'}}`, or `augmentation_weight=0`."
+                )
         self.cross_information_weight, self.augmentation_weight = cross_information_weight, augmentation_weight
         self.augmentation_loss, self.partners = augmentation_loss, augmentation_partners
         self.augmentation_decodes, self.form, self.temperature = augmentation_decodes, form, temperature

@@ -148,10 +148,14 @@ class GenerativeModel(TraversalMixin, SplitModel):
         -------
         float32 array ``(n_obs, n_features)``, or ``(n_samples, n_obs, n_features)``, one row per cell; NaN where the
         cell lacks the modality.
+
+        Raises
+        ------
+        ValueError
+            If ``use="specific"`` and the model has no specific latents.
         """
         check_option("`use`", use, ("both", "shared", "specific"))
-        self._check_modality(modality)
-
+        self._check_request("specific" if use == "specific" else "shared", modality)
         draw = self._prior_draws()
 
         def latents(batch: dict, n: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -172,6 +172,8 @@ class MultimodalVAE(SplitModule):
             }
         )
         self.prior = Prior(n_shared, posterior, prior_scale)
+        n_batch = self.n_categories[0] if self.n_categories else 0
+        self.register_buffer("batch_measured", torch.zeros(len(specs), n_batch, dtype=torch.bool))
         if n_specific:
             self.specific_priors = PerModality({m: Prior(n_specific, posterior, prior_scale) for m in self.modalities})
             if self.crosses:
@@ -198,6 +200,9 @@ class MultimodalVAE(SplitModule):
 
     def vae_loss(self, batch: dict) -> LossOutput:
         """Loss of the one stage."""
+        if torch.is_grad_enabled() and self.batch_measured.shape[1]:  # not in validation
+            for k, m in enumerate(self.modalities):
+                self.batch_measured[k, batch["batch"][batch["mask"][m]]] = True
         z, w = self.posteriors(batch)
         return total_loss({**self.bound_terms(batch, z, w), **self.further_terms(batch, z, w)}, len(batch["index"]))
 
@@ -219,6 +224,9 @@ class MultimodalVAE(SplitModule):
                     for known, (before, after) in zip(blocks[1:-1], sizes, strict=True)
                 ]
                 extended[name] = torch.cat([blocks[0], *wider, blocks[-1]], 1)
+        known = reference.batch_measured
+        extended["batch_measured"] = own["batch_measured"].clone()
+        extended["batch_measured"][:, : known.shape[1]] = known
         return extended
 
     # ---- posteriors and codes -----------------------------------------------------------------
@@ -372,7 +380,13 @@ class MultimodalVAE(SplitModule):
         return torch.cat([z[:, :k], other.unsqueeze(1), z[:, k + 1 :]], dim=1)
 
     def decode(
-        self, modality: str, latent: Tensor, batch: dict, cells: Tensor, learns_scale: Tensor | None = None
+        self,
+        modality: str,
+        latent: Tensor,
+        batch: dict,
+        cells: Tensor,
+        learns_scale: Tensor | None = None,
+        as_batch: Tensor | None = None,
     ) -> Distribution:
         """Distribution of a modality's values.
 
@@ -388,8 +402,13 @@ class MultimodalVAE(SplitModule):
             Numbers in the batch of the cells whose covariates and sizes the rows of ``latent`` have, ``(r,)``.
         learns_scale
             See :class:`~unbraid.nn.LikelihoodDecoder`.
+        as_batch
+            Numbers of the batches that the rows are decoded as, ``(r,)``; those of their cells by default.
         """
-        covariates = self.covariates(batch)[cells] if self.n_covariates else None
+        covariates = None
+        if self.n_covariates:
+            given = {name: batch[name][cells] for name in ("batch", "categorical", "continuous")}
+            covariates = self.covariates(given if as_batch is None else {**given, "batch": as_batch})
         size = self.sizes(batch, modality)
         return self.decoders[modality](latent, covariates, None if size is None else size[cells], learns_scale)
 

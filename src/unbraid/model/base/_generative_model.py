@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
-from unbraid._messages import check_option, check_whole
+from unbraid._messages import check_option, check_whole, suggest
 from unbraid.data import registry_key
 from unbraid.model.base._split_model import SplitModel
 from unbraid.model.base._traversals import TraversalMixin
@@ -127,6 +128,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         *,
         use: Literal["both", "shared", "specific"] = "both",
         n_samples: int | None = None,
+        transform_batch: str | Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> np.ndarray:
         """A modality decoded from its own latents.
@@ -141,6 +143,10 @@ class GenerativeModel(TraversalMixin, SplitModel):
             Both latents, or one of them with the other at the mean of its prior.
         n_samples
             None decodes posterior means and gives expected values; a number draws latents and values that many times.
+        transform_batch
+            Batch that all cells are decoded as, or several, over which expected values are averaged and of which every
+            draw takes one. By default a cell's own; where no cell of that batch had the modality in training, all
+            batches that had it.
         indices
             Numbers of cells; all by default.
 
@@ -152,7 +158,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         Raises
         ------
         ValueError
-            If ``use="specific"`` and the model has no specific latents.
+            If ``use="specific"`` and the model has no specific latents, or there is no such batch.
         """
         check_option("`use`", use, ("both", "shared", "specific"))
         self._check_request("specific" if use == "specific" else "shared", modality)
@@ -167,7 +173,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
                 w = _codes(w[modality], n)
             return z, w, batch["mask"][modality]
 
-        return self._decoded(modality, latents, mdata, n_samples, indices)
+        return self._decoded(modality, latents, mdata, n_samples, indices, transform_batch)
 
     def translate(
         self,
@@ -176,6 +182,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         mdata: MuData | None = None,
         *,
         n_samples: int | None = None,
+        transform_batch: str | Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> np.ndarray:
         """What one modality tells of another: the other decoded from the shared latent of the one.
@@ -186,7 +193,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
             Modalities. The target's own latent is at the mean of its prior, or drawn from the prior.
         mdata
             Cells; those of the set-up by default. They need not have the target.
-        n_samples, indices
+        n_samples, transform_batch, indices
             As in :meth:`reconstruct`.
 
         Returns
@@ -195,7 +202,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         """
         self._check_modality(source)
         self._check_modality(target)
-        return self._decoded(target, self._from([source], target), mdata, n_samples, indices)
+        return self._decoded(target, self._from([source], target), mdata, n_samples, indices, transform_batch)
 
     def impute(
         self,
@@ -204,6 +211,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         *,
         n_samples: int | None = None,
         interval: float | None = None,
+        transform_batch: str | Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> np.ndarray | Prediction:
         """A modality of every cell from all of its other modalities, as if it had not been measured.
@@ -220,8 +228,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
             As in :meth:`reconstruct`; of an interval 100 by default.
         interval
             Probability of a posterior-predictive interval: latents and values are drawn.
-        indices
-            Numbers of cells; all by default.
+        transform_batch, indices
+            As in :meth:`reconstruct`.
 
         Returns
         -------
@@ -231,19 +239,19 @@ class GenerativeModel(TraversalMixin, SplitModel):
         Raises
         ------
         ValueError
-            If the interval is not between 0 and 1.
+            If the interval is not between 0 and 1, or there is no such batch.
         """
         self._check_modality(modality)
         others = [m for m in self.modalities if m != modality]
         latents = self._from(others, modality)
         if interval is None:
-            return self._decoded(modality, latents, mdata, n_samples, indices)
+            return self._decoded(modality, latents, mdata, n_samples, indices, transform_batch)
         if not 0 < interval < 1:
             raise ValueError(f"`interval` is a probability between 0 and 1, got {interval}.")
         check_whole("n_samples", n_samples := 100 if n_samples is None else n_samples, 2)
         bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2])
         parts = []
-        for draws in self._draws(modality, latents, mdata, n_samples, indices):
+        for draws in self._draws(modality, latents, mdata, n_samples, indices, transform_batch):
             low, high = torch.quantile(draws, bounds.to(draws.device), dim=0)
             parts.append([x.cpu().numpy() for x in (draws.mean(0), low, high)])
         return Prediction(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -328,6 +336,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
             if seed is not None:
                 torch.manual_seed(seed)
             rows = torch.randint(given.n_obs, (n_obs,)).numpy()
+            choices = {m: self._batch_choices(m) for m in self.modalities}
             for batch in self._batches(mdata, rows):
                 n = len(batch["index"])
                 z = module.prior_sample(None, n)
@@ -336,8 +345,9 @@ class GenerativeModel(TraversalMixin, SplitModel):
                     w = module.prior_sample(m, n) if module.n_specific else z[:, :0]
                     codes[m].append(w)
                     cells = torch.arange(n, device=z.device)
-                    distribution = module.decode(m, torch.cat([z, w], 1), batch, cells)
-                    values[m].append(expected_values(distribution) if give_mean else distribution.sample())
+                    values[m].append(
+                        self._values(m, torch.cat([z, w], 1), batch, cells, choices[m], draws=not give_mean)
+                    )
         array = lambda parts: torch.cat(parts).float().cpu().numpy()
         names = [f"sample{i}" for i in range(n_obs)]
         mod = {}
@@ -409,23 +419,66 @@ class GenerativeModel(TraversalMixin, SplitModel):
 
         return draw
 
-    def _decoded(self, modality: str, latents, mdata, n_samples: int | None, indices) -> np.ndarray:
+    def _decoded(
+        self, modality: str, latents, mdata, n_samples: int | None, indices, transform_batch=None
+    ) -> np.ndarray:
         """Values of all cells, or draws of them with the draws first."""
         if n_samples is not None:
             check_whole("n_samples", n_samples, 1)
-        parts = [part.cpu().numpy() for part in self._draws(modality, latents, mdata, n_samples, indices)]
-        return np.concatenate(parts, axis=0 if n_samples is None else 1)
+        draws = self._draws(modality, latents, mdata, n_samples, indices, transform_batch)
+        return np.concatenate([part.cpu().numpy() for part in draws], axis=0 if n_samples is None else 1)
 
-    def _draws(self, modality: str, latents, mdata, n_samples: int | None, indices) -> Iterator[torch.Tensor]:
+    def _draws(
+        self, modality: str, latents, mdata, n_samples: int | None, indices, transform_batch
+    ) -> Iterator[torch.Tensor]:
         """Batch by batch, expected values ``(n, p)`` or draws ``(n_samples, n, p)``."""
+        choices = self._batch_choices(modality, transform_batch)
         for batch in self._batches(mdata, indices, n_samples or 1):
             z, w, known = latents(batch, n_samples)
             latent = torch.cat([z, w], dim=-1)
+            latent = latent.reshape(-1, latent.shape[-1])
             cells = torch.arange(len(known), device=known.device).repeat(n_samples or 1)
-            distribution = self.module.decode(modality, latent.reshape(-1, latent.shape[-1]), batch, cells)
-            values = expected_values(distribution) if n_samples is None else distribution.sample()
+            values = self._values(modality, latent, batch, cells, choices, draws=n_samples is not None)
             values = values.float().masked_fill(~known[cells].unsqueeze(1), torch.nan)
             yield values if n_samples is None else values.view(n_samples, len(known), -1)
+
+    def _batch_choices(self, modality: str, transform_batch: str | Sequence[str] | None = None) -> torch.Tensor | None:
+        """Which batches the cells of every batch are decoded as, ``(n_batch, n_batch)``; None without batches."""
+        measured = self.module.batch_measured[self.modalities.index(modality)]
+        if transform_batch is None:
+            own = torch.eye(len(measured), dtype=torch.bool, device=self.device)
+            lacking = ~measured if measured.any() else torch.zeros_like(measured)
+            return torch.where(lacking[:, None], measured, own) if len(measured) else None
+        if not len(measured):
+            raise ValueError("`transform_batch` needs a `batch_key` in `setup_mudata`.")
+        state = self.registry_["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
+        names = [str(name) for name in state["categorical_mapping"]]
+        wanted = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
+        for name in map(str, wanted):
+            if name not in names:
+                raise ValueError(f"There is no batch {name!r}. {suggest(name, names)}")
+        if not wanted:
+            raise ValueError("`transform_batch` names no batch.")
+        chosen = torch.tensor([name in map(str, wanted) for name in names], device=self.device)
+        return chosen.expand(len(names), -1)
+
+    def _values(
+        self, modality: str, latent: torch.Tensor, batch: dict, cells: torch.Tensor, choices, *, draws: bool
+    ) -> torch.Tensor:
+        """Draws, or expected values averaged over the batches that the cells are decoded as, ``(r, p)``."""
+        decode = partial(self.module.decode, modality, latent, batch, cells)
+        value = (lambda distribution: distribution.sample()) if draws else expected_values
+        if choices is None:
+            return value(decode())
+        allowed = choices[batch["batch"][cells]]
+        n_allowed = allowed.sum(1)
+        if n_allowed.max() == 1:
+            return value(decode(as_batch=allowed.int().argmax(1)))
+        if draws:
+            return value(decode(as_batch=torch.multinomial(allowed.float(), 1).squeeze(1)))
+        weights = (allowed / n_allowed.unsqueeze(1)).T.unsqueeze(2)
+        used = allowed.any(0).nonzero().flatten()
+        return sum(value(decode(as_batch=k.expand(len(cells)))) * weights[k] for k in used)
 
 
 def _codes(posterior, n: int | None) -> torch.Tensor:

@@ -206,10 +206,10 @@ class Unbraid(SplitModel):
         blocks = []
         with torch.no_grad():
             for batch in block_loader(dataset, BlockSampler(indices, 2_048)):
-                blocks.append({"components": self.module.components(batch), "mask": batch["mask"]})
+                sizes = self.module.sizes(batch)
+                blocks.append({"components": self.module.components(batch), "mask": batch["mask"], "sizes": sizes})
         whole = {
-            name: {m: torch.cat([block[name][m] for block in blocks]) for m in self.modalities}
-            for name in ("components", "mask")
+            name: {m: torch.cat([block[name][m] for block in blocks]) for m in blocks[0][name]} for name in blocks[0]
         }
         batch = torch.as_tensor(dataset.batch[indices])
         return CachedDataset({**whole, "batch": batch, "index": torch.as_tensor(indices)}, indices, dataset.n_obs)
@@ -361,8 +361,8 @@ class Unbraid(SplitModel):
 
         Returns
         -------
-        float32 array ``(n_obs, n_target_features)``; NaN where the cell lacks the source. Counts are for a cell of
-        typical size if the target was not measured.
+        float32 array ``(n_obs, n_target_features)``; NaN where the cell lacks the source. Counts are at the cell's own
+        size, or at the one that its other modalities predict if the target was not measured.
         """
         self._check_modality(source)
         self._check_modality(target)
@@ -456,8 +456,7 @@ class Unbraid(SplitModel):
 
     def _values(self, m: str, x: torch.Tensor, batch: dict, transformed: bool, known=None) -> torch.Tensor:
         """Decoded values on the scale of the data, NaN for cells of which nothing is known."""
-        layer, mask = self.module.input_layers[m], batch["mask"][m]
+        module, mask = self.module, batch["mask"][m]
         if not transformed:
-            sizes = layer.sizes(batch["x"][m], batch["size_factor"].get(m))
-            x = layer.inverse(x, torch.where(mask, sizes, layer.typical_size))
+            x = module.input_layers[m].inverse(x, module.predicted_sizes(batch, m) if m in module.counted else None)
         return x.masked_fill(~(mask if known is None else known)[:, None], torch.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from unbraid.nn import MLP, DiffusionPrior, PerModality
 from unbraid.objectives import info_nce, nt_xent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scvi.module.base import LossOutput
     from torch import Tensor
@@ -152,10 +153,19 @@ class DisentangledVAE(MultimodalVAE):
         return stages
 
     def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
-        """Tell detached diffusion models the scale of the finished latents."""
+        """As every multimodal VAE, and tell detached diffusion models the scale of the finished latents."""
         if stage != "vae" or self.diffusion != "detached":
-            return
-        found = [self._latent_samples(batch) for batch in batches]
+            return super().end_stage(stage, batches)
+        found = []
+
+        def noted() -> Iterator[dict]:
+            for batch in batches:
+                found.append(self._latent_samples(batch))
+                yield batch
+
+        rest = noted()
+        super().end_stage(stage, rest)
+        deque(rest, maxlen=0)  # without counts nothing was asked for
         self.shared_diffusion.standardize(torch.cat([z for z, _ in found]))
         for m in self.modalities:
             self.specific_diffusions[m].standardize(torch.cat([w[m] for _, w in found]))

@@ -15,7 +15,7 @@ from unbraid.module._canonical import CanonicalCandidate
 from unbraid.module._independence import PENALTIES, Independence, independence_weights
 from unbraid.module._linear import LinearModule, common_rows, generalized_cca
 from unbraid.module._specific import ResidualCode, residual_axes
-from unbraid.nn import CrossFittedResidual, PerModality
+from unbraid.nn import CrossFittedResidual, PerModality, SizePredictor, size_features
 from unbraid.objectives import canonical_correlation
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class UnbraidModule(LinearModule):
         # built when their sizes are known: candidates by `start`, the rest when the shared code is final
         self.linear, self.shared, self.scratch = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
+        self.counted = [spec.name for spec in specs if spec.is_count]
+        self.size_predictors = PerModality({m: SizePredictor(self.input_layers[m].typical_size) for m in self.counted})
         self.judges = True  # whether there are enough validation cells to choose by
         self._known: dict[str, Any] | None = None  # residuals and shared codes of the training cells
 
@@ -297,7 +299,12 @@ class UnbraidModule(LinearModule):
             best = max(float(self.candidate.information), 0.0)
             if correlates and gain > least and float(candidate.information) > best * (1 + LEAST_GAIN):
                 self.chosen.fill_(k)
-        parts = [self._present(batch) for batch in batches]
+        parts, sized = [], []
+        for batch in batches:
+            parts.append(self._present(batch))
+            sized.append({m: self._known_sizes(batch, m) for m in self.counted})
+        for m in self.counted:
+            self.size_predictors[m].fit(*(torch.cat([part[m][k] for part in sized]) for k in (0, 1)))
         for m in self.modalities:
             x, c = (torch.cat([part[m][k] for part in parts]).double().cpu() for k in (0, 1))
             self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())
@@ -342,6 +349,11 @@ class UnbraidModule(LinearModule):
             for name in CANDIDATES:
                 terms = {"linear": name != "scratch", "network": name != "linear"}
                 setattr(self, name, CanonicalCandidate(sizes, n_codes[name], **terms, **options).to(self.device))
+
+    def _known_sizes(self, batch: dict, m: str) -> tuple[Tensor, Tensor]:
+        """Features and sizes of the cells that have the modality and another one."""
+        rows = batch["mask"][m] & (sum(there.int() for there in batch["mask"].values()) > 1)
+        return self.size_features(batch, m)[rows], self.sizes(batch)[m][rows]
 
     def _build_regressors(self, sizes: Mapping[str, int]) -> None:
         n_condition = int(self.candidate.kept.sum())
@@ -426,6 +438,27 @@ class UnbraidModule(LinearModule):
         code = self.candidate.code
         shared = {m: on_present_rows(partial(code, m), mask[m], components[m]) for m in self.modalities}
         return shared, self.candidate.joint(shared, mask)
+
+    def sizes(self, batch: dict) -> dict[str, Tensor]:
+        """Sizes of counted modalities, as their input layers take them, ``(n,)``; of no meaning for cells without."""
+        if "sizes" in batch:
+            return batch["sizes"]
+        given = batch["size_factor"]
+        return {m: self.input_layers[m].sizes(batch["x"][m], given.get(m)) for m in self.counted}
+
+    def size_features(self, batch: dict, m: str) -> Tensor:
+        """What the other modalities of a cell tell of this one's size; see :func:`~unbraid.nn.size_features`."""
+        mask = batch["mask"]
+        shared, _ = self.shared_codes(self.components(batch), mask)
+        others = [n for n in self.modalities if n != m]
+        code = self.candidate.joint({n: shared[n] for n in others}, mask)
+        sizes = {n: size for n, size in self.sizes(batch).items() if n != m}
+        return size_features(code, torch.stack([mask[n] for n in others]).any(0), sizes, mask)
+
+    def predicted_sizes(self, batch: dict, m: str) -> Tensor:
+        """Sizes of all cells, predicted from the other modalities where this one was not measured."""
+        own, mask = self.sizes(batch)[m], batch["mask"][m]
+        return own if mask.all() else torch.where(mask, own, self.size_predictors[m](self.size_features(batch, m)).mean)
 
     @property
     def retrieval_correlation(self) -> Tensor:

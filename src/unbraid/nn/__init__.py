@@ -21,6 +21,7 @@ from unbraid.nn._posterior import (
 )
 from unbraid.nn._prior import DiffusionPrior, Prior
 from unbraid.nn._residual import CrossFittedResidual
+from unbraid.nn._size import SizePredictor, size_features
 from unbraid.nn._text import TextDecoder, TextEncoder
 from unbraid.nn._von_mises_fisher import sample_von_mises_fisher
 
@@ -47,6 +48,7 @@ __all__ = [
     "ResNetDecoder",
     "ResNetEncoder",
     "ScaleForm",
+    "SizePredictor",
     "TextDecoder",
     "TextEncoder",
     "expected_values",
@@ -56,5 +58,6 @@ __all__ = [
     "product_of_experts",
     "sample_von_mises_fisher",
     "scale_of",
+    "size_features",
     "subsets",
 ]

@@ -79,8 +79,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
     ``weight_decay``, ``schedule``
         Of Adam: ``"constant"`` (default) or ``"cosine"``.
 
-    Likelihoods are those of :meth:`setup_mudata`. A cell is decoded at its own total count, or at that of a typical
-    cell where the modality was not measured.
+    Likelihoods are those of :meth:`setup_mudata`. A cell is decoded at its own total count or, where the modality was not
+    measured, at the total that its other modalities predict, see :class:`~unbraid.nn.SizePredictor`; draws draw it too.
     """
 
     _module_cls = MultimodalVAE
@@ -345,9 +345,9 @@ class GenerativeModel(TraversalMixin, SplitModel):
                     w = module.prior_sample(m, n) if module.n_specific else z[:, :0]
                     codes[m].append(w)
                     cells = torch.arange(n, device=z.device)
-                    values[m].append(
-                        self._values(m, torch.cat([z, w], 1), batch, cells, choices[m], draws=not give_mean)
-                    )
+                    sizes = module.predicted_sizes(batch, m, None if give_mean else 1)
+                    latent = torch.cat([z, w], 1)
+                    values[m].append(self._values(m, latent, batch, cells, sizes, choices[m], draws=not give_mean))
         array = lambda parts: torch.cat(parts).float().cpu().numpy()
         names = [f"sample{i}" for i in range(n_obs)]
         mod = {}
@@ -438,7 +438,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
             latent = torch.cat([z, w], dim=-1)
             latent = latent.reshape(-1, latent.shape[-1])
             cells = torch.arange(len(known), device=known.device).repeat(n_samples or 1)
-            values = self._values(modality, latent, batch, cells, choices, draws=n_samples is not None)
+            sizes = self.module.predicted_sizes(batch, modality, n_samples)
+            values = self._values(modality, latent, batch, cells, sizes, choices, draws=n_samples is not None)
             values = values.float().masked_fill(~known[cells].unsqueeze(1), torch.nan)
             yield values if n_samples is None else values.view(n_samples, len(known), -1)
 
@@ -463,10 +464,11 @@ class GenerativeModel(TraversalMixin, SplitModel):
         return chosen.expand(len(names), -1)
 
     def _values(
-        self, modality: str, latent: torch.Tensor, batch: dict, cells: torch.Tensor, choices, *, draws: bool
+        self, modality: str, latent: torch.Tensor, batch: dict, cells: torch.Tensor, sizes, choices, *, draws: bool
     ) -> torch.Tensor:
         """Draws, or expected values averaged over the batches that the cells are decoded as, ``(r, p)``."""
-        decode = partial(self.module.decode, modality, latent, batch, cells)
+        sizes = None if sizes is None else sizes.reshape(-1)
+        decode = partial(self.module.decode, modality, latent, batch, cells, size=sizes)
         value = (lambda distribution: distribution.sample()) if draws else expected_values
         if choices is None:
             return value(decode())

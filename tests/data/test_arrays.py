@@ -28,7 +28,8 @@ def paired(n=12, seed=0):
 def state_of(mdata, modality, **setup):
     model = ub.model.LinearSplit
     model.setup_mudata(mdata, **setup)
-    return model(mdata).registry_["field_registries"][registry_key(modality)]["state_registry"]
+    registry = model._get_most_recent_anndata_manager(mdata, required=True).registry
+    return registry["field_registries"][registry_key(modality)]["state_registry"]
 
 
 # ---- images -----------------------------------------------------------------------------------
@@ -164,12 +165,28 @@ def test_files_keep_shape_and_vocabulary(tmp_path):
 
 def test_models_are_told_what_the_modalities_are():
     mdata = paired()
-    ub.model.LinearSplit.setup_mudata(mdata)
-    specs = {spec.name: spec for spec in ub.model.LinearSplit(mdata)._specs(None)}
+    ub.model.MMVAE.setup_mudata(mdata)
+    model = ub.model.MMVAE(mdata, encoders={"caption": "text"}, decoders={"caption": "text"})
+    specs = {spec.name: spec for spec in model._specs(None)}
     image, caption = specs["image"], specs["caption"]
     assert (image.likelihood, image.transform, image.shape, image.n_categories) == ("laplace", "scale", (3, 4, 5), None)
     assert (caption.likelihood, caption.transform, caption.shape) == ("categorical", "identity", (3,))
     assert caption.n_categories == 6
+
+
+@pytest.mark.parametrize("cls", [ub.model.LinearSplit, ub.model.CLIP, ub.model.Unbraid])
+def test_numbers_of_words_are_not_taken_for_amounts(cls):
+    mdata = paired()
+    cls.setup_mudata(mdata)
+    with pytest.raises(ValueError, match=f"'caption' holds categories.*{cls.__name__} would take for amounts"):
+        cls(mdata)
+
+
+def test_a_perceptron_does_not_read_words():
+    mdata = paired()
+    ub.model.IDMVAE.setup_mudata(mdata)
+    with pytest.raises(ValueError, match=r"'caption' holds categories.*`encoders=\{'caption': 'text'\}`"):
+        ub.model.IDMVAE(mdata)
 
 
 def test_the_user_has_the_last_word_on_the_likelihood():
@@ -204,10 +221,10 @@ def test_tokens_are_checked_at_setup():
 
 def test_a_query_needs_the_same_vocabulary():
     mdata, query = paired(), paired(seed=1)
-    model = ub.model.LinearSplit
+    model = ub.model.MMVAE
     model.setup_mudata(mdata)
-    fitted = model(mdata)
-    fitted.train()
+    fitted = model(mdata, n_shared=2, n_hidden=4, encoders={"caption": "text"}, decoders={"caption": "text"})
+    fitted.train(max_epochs=1, progress_bar=False, accelerator="cpu")
     assert fitted.get_latent_representation(query).shape[0] == 12
     query["caption"].uns["unbraid_array"]["vocabulary"] = np.array([*WORDS[:2], *WORDS[:1:-1]], dtype=object)
     query = mudata.MuData(dict(query.mod))

@@ -13,7 +13,7 @@ from unbraid._messages import check_option
 from unbraid.module._base import InnerLoop, Stage, over_pairs, total_loss
 from unbraid.module._independence import Independence, IndependenceChoice, independence_weights
 from unbraid.module._multimodal_vae import MultimodalVAE
-from unbraid.nn import MLP, DiffusionPrior, PerModality
+from unbraid.nn import DiffusionPrior, PerModality
 from unbraid.objectives import info_nce, nt_xent
 
 if TYPE_CHECKING:
@@ -111,12 +111,6 @@ class DisentangledVAE(MultimodalVAE):
                 raise ValueError(
                     f"Modality {spec.name!r}: samples under the likelihood {spec.likelihood!r} have no gradient. "
                     "Use `augmentation_decodes='mean'`."
-                )
-            first = next(self.encoders[spec.name].network.children(), None)
-            if spec.likelihood == "categorical" and isinstance(first, MLP):
-                raise ValueError(
-                    f"Modality {spec.name!r}: what is decoded from a text are probabilities of words, which only a "
-                    f"text encoder reads. Set `encoders={{{spec.name!r}: 'text'}}`, or `augmentation_weight=0`."
                 )
         self.cross_information_weight, self.augmentation_weight = cross_information_weight, augmentation_weight
         self.augmentation_loss, self.partners = augmentation_loss, augmentation_partners

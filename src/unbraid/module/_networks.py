@@ -40,6 +40,11 @@ def encoder_of(
         network = deepcopy(own)
         return network, _width(network, spec, n_covariates)
     if own == "mlp":
+        if spec.likelihood == "categorical":
+            raise ValueError(
+                f"Modality {spec.name!r} holds categories, such as the numbers of words, which a perceptron would take for "
+                f"amounts. Set `encoders={{{spec.name!r}: 'text'}}`, or give a network of your own."
+            )
         return hidden_network(spec.n_features + n_covariates, n_hidden, n_layers, **options), n_hidden
     _check_place(own, spec, n_covariates)
     if own == "resnet":

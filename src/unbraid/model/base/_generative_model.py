@@ -84,6 +84,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
     """
 
     _module_cls = MultimodalVAE
+    _takes_categories = True
     _default_batch_size = 128
     module: MultimodalVAE
 

@@ -203,6 +203,8 @@ class SplitModel(LatentMixin, BaseModelClass):
         """Names of the modalities, in the order of the set-up."""
         return list(self.registry_["setup_args"]["modalities"])
 
+    _takes_categories = False
+
     def _specs(self, input_transform: InputTransform | dict[str, InputTransform] | None) -> list[ModalitySpec]:
         """What the module must know about the modalities; counts default to log1p, the rest to scale."""
         if isinstance(input_transform, dict):
@@ -220,6 +222,11 @@ class SplitModel(LatentMixin, BaseModelClass):
                 raise ValueError(
                     f"Modality {name!r} has negative values, so `input_transform` cannot be {chosen!r}. "
                     "Use 'scale' or 'standardize', or point `layers` to the counts."
+                )
+            if likelihood == "categorical" and not self._takes_categories:
+                raise ValueError(
+                    f"Modality {name!r} holds categories, such as the numbers of words, which {type(self).__name__} would "
+                    "take for amounts. Use a generative model with a text encoder, or give it columns of 0 and 1."
                 )
             default = "identity" if likelihood in ("bernoulli", "categorical") else "scale"
             specs.append(

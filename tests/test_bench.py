@@ -361,6 +361,9 @@ def test_a_table_of_cells_from_counts_to_markdown(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("| method | seeds | label in Z_c |")
     assert contrastive_table.load_cells(path, "type", n_genes=30)["rna"].n_vars == 30
+    assert "label" not in contrastive_table.load_cells(path, None).obs
+    contrastive_table.main(["--data", str(path), "--label", "none", "--methods", "LinearSplit", "--seeds", "1"])
+    assert capsys.readouterr().out.startswith("| method | seeds | leak rna |")
 
 
 def test_a_table_names_what_a_file_lacks(cells, tmp_path):

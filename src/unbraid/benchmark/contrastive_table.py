@@ -134,7 +134,7 @@ def load_simulation(n_obs: int) -> MuData:
     return mdata
 
 
-def load_cells(path: Path, label: str, *, rna: str = "rna", prot: str = "prot", n_genes: int = 2_000) -> MuData:
+def load_cells(path: Path, label: str | None, *, rna: str = "rna", prot: str = "prot", n_genes: int = 2_000) -> MuData:
     """Cells with both modalities, the genes that vary most among training cells, and ``obs["split"]``.
 
     Parameters
@@ -142,7 +142,7 @@ def load_cells(path: Path, label: str, *, rna: str = "rna", prot: str = "prot", 
     path
         File with raw counts.
     label
-        ``obs`` column of the cell type; types with fewer than 10 cells count as unknown.
+        ``obs`` column of the cell type; types with fewer than 10 cells count as unknown. None: there is none.
     rna, prot
         Names of the modalities.
     n_genes
@@ -157,7 +157,7 @@ def load_cells(path: Path, label: str, *, rna: str = "rna", prot: str = "prot", 
     for name in (rna, prot):
         if name not in given.mod:
             raise KeyError(f"No modality {name!r} in the MuData. {suggest(name, given.mod)}")
-    if label not in given.obs:
+    if label is not None and label not in given.obs:
         raise KeyError(f"No column {label!r} in mdata.obs. {suggest(label, given.obs)}")
     cells = given[rna].obs_names.intersection(given[prot].obs_names)
     is_train = np.zeros(len(cells), dtype=bool)
@@ -177,9 +177,10 @@ def load_cells(path: Path, label: str, *, rna: str = "rna", prot: str = "prot", 
             for name, part in chosen.items()
         }
     )
-    labels = given.obs.loc[cells, label].astype("object")
-    n_cells = labels.map(labels.value_counts())
-    mdata.obs["label"] = labels.where(~labels.isin(NO_LABEL) & (n_cells >= 10)).astype("category")
+    if label is not None:
+        labels = given.obs.loc[cells, label].astype("object")
+        n_cells = labels.map(labels.value_counts())
+        mdata.obs["label"] = labels.where(~labels.isin(NO_LABEL) & (n_cells >= 10)).astype("category")
     mdata.obs["split"] = pd.Categorical(np.where(is_train, "train", "test"))
     return mdata
 
@@ -289,6 +290,8 @@ def probe_row(codes: dict[str, np.ndarray], mdata: MuData, data: str) -> dict[st
     split = mdata.obs["split"]
     if data == "cells":
         judged = {"Z_c": codes["Z_c"]} | {f"Z_s {m}": codes[f"{m}:Z_s"] for m in mdata.mod if f"{m}:Z_s" in codes}
+        if "label" not in mdata.obs:
+            return {}
         labels = mdata.obs["label"]
         row = {f"label in {code}": probe_accuracy(z, labels, split, balanced=True) for code, z in judged.items()}
         return row | {"chance": 1 / labels.nunique()}
@@ -379,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CITE-seq counts (.h5mu) in place of the simulation")
-    parser.add_argument("--label", default="cell_type", help="obs column of the cell type")
+    parser.add_argument("--label", default="cell_type", help="obs column of the cell type; 'none' if there is none")
     parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--n-obs", type=int, default=10_000, help="of the simulation")
@@ -391,7 +394,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # networks of this size are faster on one core
 
     data = "simulation" if arguments.data is None else "cells"
-    mdata = load_simulation(arguments.n_obs) if data == "simulation" else load_cells(arguments.data, arguments.label)
+    label = None if arguments.label == "none" else arguments.label
+    mdata = load_simulation(arguments.n_obs) if data == "simulation" else load_cells(arguments.data, label)
     names = []
     for name in arguments.methods:
         if METHODS[name].model and not hasattr(models, METHODS[name].model):

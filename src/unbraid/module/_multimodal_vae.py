@@ -11,15 +11,14 @@ from unbraid._messages import check_option
 from unbraid.module._base import Latents, SplitModule, Stage, on_present_rows, total_loss
 from unbraid.module._experts import ExpertsKind, PriorExpert, make_experts
 from unbraid.module._networks import Networks, decoder_of, encoder_of
+from unbraid.module._sizes import PredictsSizes
 from unbraid.nn import (
     PerModality,
     Posterior,
     PosteriorEncoder,
     Prior,
-    SizePredictor,
     log_likelihood,
     scale_of,
-    size_features,
 )
 from unbraid.objectives import evidence_bound, normal_kl
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 Specific = Literal["auxiliary", "posterior"]
 
 
-class MultimodalVAE(SplitModule):
+class MultimodalVAE(PredictsSizes, SplitModule):
     r"""A latent z that all modalities share, latents :math:`w_m` of their own, and a decoder :math:`p(x_m \mid z, w_m)`.
 
     For samples :math:`z_s` of every source s of z (see ``experts``), every decoded modality d and the modalities O that
@@ -180,10 +179,7 @@ class MultimodalVAE(SplitModule):
                 for s in specs
             }
         )
-        self.counted = [spec.name for spec in specs if spec.is_count]
-        self.size_predictors = PerModality(
-            {spec.name: SizePredictor(float(spec.mean.sum())) for spec in specs if spec.is_count}
-        )
+        self.build_size_predictors({spec.name: float(spec.mean.sum()) for spec in specs if spec.is_count})
         self.prior = Prior(n_shared, posterior, prior_scale)
         n_batch = self.n_categories[0] if self.n_categories else 0
         self.register_buffer("batch_measured", torch.zeros(len(specs), n_batch, dtype=torch.bool))
@@ -227,15 +223,7 @@ class MultimodalVAE(SplitModule):
         """Learn what the other modalities tell of a modality's total counts."""
         if stage != "vae" or not self.counted:
             return
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {m: [] for m in self.counted}
-        for batch in batches:
-            z, _ = self.posteriors(batch)
-            n_measured = self.present(batch).sum(0)
-            for m in self.counted:
-                rows = batch["mask"][m] & (n_measured > 1)
-                found[m].append((self.size_features(batch, z, m)[rows], self.library_sizes(batch, m)[rows]))
-        for m, parts in found.items():
-            self.size_predictors[m].fit(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        self.fit_sizes([self.known_sizes(batch) for batch in batches])
 
     def extended_state(self, reference: MultimodalVAE) -> dict[str, Tensor]:
         """Covariates are the networks' last inputs; a category that is new begins as the mean of the known ones."""
@@ -433,53 +421,37 @@ class MultimodalVAE(SplitModule):
         as_batch
             Numbers of the batches that the rows are decoded as, ``(r,)``; those of their cells by default.
         size
-            Sizes of the rows, ``(r,)``; by default those of their cells, see :meth:`sizes`.
+            Sizes of the rows, ``(r,)``; by default those of their cells, which must have the modality.
         """
         covariates = None
         if self.n_covariates:
             given = {name: batch[name][cells] for name in ("batch", "categorical", "continuous")}
             covariates = self.covariates(given if as_batch is None else {**given, "batch": as_batch})
-        if size is None:
-            of_cells = self.sizes(batch, modality)
-            size = None if of_cells is None else of_cells[cells]
+        if size is None and self.takes_size(batch, modality):
+            size = self.library_sizes(batch, modality)[cells]
         return self.decoders[modality](latent, covariates, size, learns_scale)
 
-    def sizes(self, batch: dict, modality: str) -> Tensor | None:
-        """Size of every cell, that of a typical one where the modality was not measured; None if there is none."""
-        spec = self.specs[self.modalities.index(modality)]
-        # the protein mixture takes a size only if the user gave one
-        if not spec.is_count or (spec.likelihood == "nb_mixture" and modality not in batch["size_factor"]):
-            return None
-        return torch.where(batch["mask"][modality], self.library_sizes(batch, modality), float(spec.mean.sum()))
+    def takes_size(self, batch: dict, modality: str) -> bool:
+        """Whether the likelihood of a modality has a size; the protein mixture's only if the user gave one."""
+        if modality not in self.counted:
+            return False
+        likelihood = self.specs[self.modalities.index(modality)].likelihood
+        return likelihood != "nb_mixture" or modality in batch["size_factor"]
 
-    def size_features(self, batch: dict, z: Mapping[str, Posterior], modality: str) -> Tensor:
-        """What the other modalities of a cell tell of this one's size; see :func:`~unbraid.nn.size_features`."""
-        present = self.present(batch)
-        present[self.modalities.index(modality)] = False
-        known = present.any(0)
-        present[self.modalities.index(modality)] |= ~known  # a posterior of nothing has no mean
-        sizes = {m: self.library_sizes(batch, m) for m in self.counted if m != modality}
-        return size_features(self.joint_posterior(z, present).mean, known, sizes, batch["mask"])
+    def sizes(self, batch: dict) -> dict[str, Tensor]:
+        """Totals of the counted modalities."""
+        return {m: self.library_sizes(batch, m) for m in self.counted}
 
-    def predicted_sizes(self, batch: dict, modality: str, n_samples: int | None = None) -> Tensor | None:
-        """As :meth:`sizes`, with sizes that were not measured predicted from the cell's other modalities.
-
-        Parameters
-        ----------
-        batch, modality
-            Cells, and which modality.
-        n_samples
-            Give draws of the predictions, ``(n_samples, n)``, not expected sizes ``(n,)``.
-        """
-        own, mask = self.sizes(batch, modality), batch["mask"][modality]
-        if own is None:
-            return None
-        shape = own.shape if n_samples is None else (n_samples, *own.shape)
-        if mask.all():
-            return own.expand(shape)
-        predicted = self.size_predictors[modality](self.size_features(batch, self.posteriors(batch)[0], modality))
-        values = predicted.mean if n_samples is None else predicted.sample((n_samples,))
-        return torch.where(mask, own, values)
+    def codes_from_others(self, batch: dict) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per counted modality, the mean of z given all others."""
+        z, found = self.posteriors(batch)[0], {}
+        for m in self.counted:
+            present = self.present(batch)
+            present[self.modalities.index(m)] = False
+            known = present.any(0)
+            present[self.modalities.index(m)] |= ~known  # a posterior of nothing has no mean
+            found[m] = self.joint_posterior(z, present).mean, known
+        return found
 
     def _closed_divergence(self, components, exists, w, present) -> tuple[Tensor, Tensor]:
         value = normal_kl(components.mean, components.scale, self.prior.scale)

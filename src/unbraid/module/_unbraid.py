@@ -14,8 +14,9 @@ from unbraid.module._base import InnerLoop, Latents, Stage, centered, on_present
 from unbraid.module._canonical import CanonicalCandidate
 from unbraid.module._independence import PENALTIES, Independence, independence_weights
 from unbraid.module._linear import LinearModule, common_rows, generalized_cca
+from unbraid.module._sizes import PredictsSizes
 from unbraid.module._specific import ResidualCode, residual_axes
-from unbraid.nn import CrossFittedResidual, PerModality, SizePredictor, size_features
+from unbraid.nn import CrossFittedResidual, PerModality
 from unbraid.objectives import canonical_correlation
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
 LEAST_GAIN, LEAST_ERRORS = 0.002, 1.0
 
 
-class UnbraidModule(LinearModule):
+class UnbraidModule(PredictsSizes, LinearModule):
     """Shared codes of the best candidate, specific codes of the residual; see :class:`~unbraid.model.Unbraid`.
 
     Parameters
@@ -86,8 +87,9 @@ class UnbraidModule(LinearModule):
         # built when their sizes are known: candidates by `start`, the rest when the shared code is final
         self.linear, self.shared, self.scratch = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
-        self.counted = [spec.name for spec in specs if spec.is_count]
-        self.size_predictors = PerModality({m: SizePredictor(self.input_layers[m].typical_size) for m in self.counted})
+        self.build_size_predictors(
+            {spec.name: self.input_layers[spec.name].typical_size for spec in specs if spec.is_count}
+        )
         self.judges = True  # whether there are enough validation cells to choose by
         self._known: dict[str, Any] | None = None  # residuals and shared codes of the training cells
 
@@ -302,9 +304,8 @@ class UnbraidModule(LinearModule):
         parts, sized = [], []
         for batch in batches:
             parts.append(self._present(batch))
-            sized.append({m: self._known_sizes(batch, m) for m in self.counted})
-        for m in self.counted:
-            self.size_predictors[m].fit(*(torch.cat([part[m][k] for part in sized]) for k in (0, 1)))
+            sized.append(self.known_sizes(batch))
+        self.fit_sizes(sized)
         for m in self.modalities:
             x, c = (torch.cat([part[m][k] for part in parts]).double().cpu() for k in (0, 1))
             self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())
@@ -349,11 +350,6 @@ class UnbraidModule(LinearModule):
             for name in CANDIDATES:
                 terms = {"linear": name != "scratch", "network": name != "linear"}
                 setattr(self, name, CanonicalCandidate(sizes, n_codes[name], **terms, **options).to(self.device))
-
-    def _known_sizes(self, batch: dict, m: str) -> tuple[Tensor, Tensor]:
-        """Features and sizes of the cells that have the modality and another one."""
-        rows = batch["mask"][m] & (sum(there.int() for there in batch["mask"].values()) > 1)
-        return self.size_features(batch, m)[rows], self.sizes(batch)[m][rows]
 
     def _build_regressors(self, sizes: Mapping[str, int]) -> None:
         n_condition = int(self.candidate.kept.sum())
@@ -446,19 +442,14 @@ class UnbraidModule(LinearModule):
         given = batch["size_factor"]
         return {m: self.input_layers[m].sizes(batch["x"][m], given.get(m)) for m in self.counted}
 
-    def size_features(self, batch: dict, m: str) -> Tensor:
-        """What the other modalities of a cell tell of this one's size; see :func:`~unbraid.nn.size_features`."""
-        mask = batch["mask"]
+    def codes_from_others(self, batch: dict) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per counted modality, the joint code of all others."""
+        mask, found = batch["mask"], {}
         shared, _ = self.shared_codes(self.components(batch), mask)
-        others = [n for n in self.modalities if n != m]
-        code = self.candidate.joint({n: shared[n] for n in others}, mask)
-        sizes = {n: size for n, size in self.sizes(batch).items() if n != m}
-        return size_features(code, torch.stack([mask[n] for n in others]).any(0), sizes, mask)
-
-    def predicted_sizes(self, batch: dict, m: str) -> Tensor:
-        """Sizes of all cells, predicted from the other modalities where this one was not measured."""
-        own, mask = self.sizes(batch)[m], batch["mask"][m]
-        return own if mask.all() else torch.where(mask, own, self.size_predictors[m](self.size_features(batch, m)).mean)
+        for m in self.counted:
+            others = {n: z for n, z in shared.items() if n != m}
+            found[m] = self.candidate.joint(others, mask), torch.stack([mask[n] for n in others]).any(0)
+        return found
 
     @property
     def retrieval_correlation(self) -> Tensor:

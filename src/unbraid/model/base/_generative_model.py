@@ -346,7 +346,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
                     w = module.prior_sample(m, n) if module.n_specific else z[:, :0]
                     codes[m].append(w)
                     cells = torch.arange(n, device=z.device)
-                    sizes = module.predicted_sizes(batch, m, None if give_mean else 1)
+                    sizes = self._sizes(batch, m, None if give_mean else 1)
                     latent = torch.cat([z, w], 1)
                     values[m].append(self._values(m, latent, batch, cells, sizes, choices[m], draws=not give_mean))
         array = lambda parts: torch.cat(parts).float().cpu().numpy()
@@ -439,10 +439,15 @@ class GenerativeModel(TraversalMixin, SplitModel):
             latent = torch.cat([z, w], dim=-1)
             latent = latent.reshape(-1, latent.shape[-1])
             cells = torch.arange(len(known), device=known.device).repeat(n_samples or 1)
-            sizes = self.module.predicted_sizes(batch, modality, n_samples)
+            sizes = self._sizes(batch, modality, n_samples)
             values = self._values(modality, latent, batch, cells, sizes, choices, draws=n_samples is not None)
             values = values.float().masked_fill(~known[cells].unsqueeze(1), torch.nan)
             yield values if n_samples is None else values.view(n_samples, len(known), -1)
+
+    def _sizes(self, batch: dict, modality: str, n_samples: int | None) -> torch.Tensor | None:
+        """Sizes that cells are decoded at; None if the likelihood has none."""
+        takes = self.module.takes_size(batch, modality)
+        return self.module.predicted_sizes(batch, modality, n_samples) if takes else None
 
     def _batch_choices(self, modality: str, transform_batch: str | Sequence[str] | None = None) -> torch.Tensor | None:
         """Which batches the cells of every batch are decoded as, ``(n_batch, n_batch)``; None without batches."""

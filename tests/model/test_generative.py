@@ -395,6 +395,16 @@ def test_batches_that_do_not_exist_are_refused(mosaic_model, asked, message):
         mosaic_model.impute("prot", transform_batch=asked)
 
 
+def test_cells_of_a_new_batch_are_decoded_as_those_that_are_known(mosaic, mosaic_model):
+    query = mudata.MuData({"rna": mosaic["rna"][:10].copy()})
+    query.obs["lane"] = pd.Categorical(["new"] * 10)
+    model = type(mosaic_model).load_query_data(query, mosaic_model)
+    found = model.impute("prot")
+    rna_only = mudata.MuData({"rna": mosaic["rna"][:10].copy()}, obs=in_batch(mosaic, "c").obs[:10])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, mosaic_model.impute("prot", rna_only), rtol=1e-4, atol=1e-4)
+
+
 def test_which_batches_were_measured_is_saved(mosaic, mosaic_model, tmp_path):
     mosaic_model.save(tmp_path / "model", overwrite=True)
     loaded = type(mosaic_model).load(tmp_path / "model", mosaic)

@@ -228,6 +228,9 @@ class MultimodalVAE(PredictsSizes, SplitModule):
     def extended_state(self, reference: MultimodalVAE) -> dict[str, Tensor]:
         """Covariates are the networks' last inputs; a category that is new begins as the mean of the known ones."""
         own, extended = self.state_dict(), reference.state_dict()
+        measured = own["batch_measured"].clone()
+        measured[:, : reference.batch_measured.shape[1]] = extended["batch_measured"]
+        extended["batch_measured"] = measured
         sizes = list(zip(reference.n_categories, self.n_categories, strict=True))
         for name, old in extended.items():
             if old.ndim == 2 and own[name].shape[1] > old.shape[1]:
@@ -239,9 +242,6 @@ class MultimodalVAE(PredictsSizes, SplitModule):
                     for known, (before, after) in zip(blocks[1:-1], sizes, strict=True)
                 ]
                 extended[name] = torch.cat([blocks[0], *wider, blocks[-1]], 1)
-        known = reference.batch_measured
-        extended["batch_measured"] = own["batch_measured"].clone()
-        extended["batch_measured"][:, : known.shape[1]] = known
         return extended
 
     # ---- posteriors and codes -----------------------------------------------------------------

@@ -460,13 +460,13 @@ class GenerativeModel(TraversalMixin, SplitModel):
             raise ValueError("`transform_batch` needs a `batch_key` in `setup_mudata`.")
         state = self.registry_["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
         names = [str(name) for name in state["categorical_mapping"]]
-        wanted = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
-        for name in map(str, wanted):
+        wanted = [str(name) for name in np.atleast_1d(transform_batch)]
+        for name in wanted:
             if name not in names:
                 raise ValueError(f"There is no batch {name!r}. {suggest(name, names)}")
         if not wanted:
             raise ValueError("`transform_batch` names no batch.")
-        chosen = torch.tensor([name in map(str, wanted) for name in names], device=self.device)
+        chosen = torch.tensor([name in wanted for name in names], device=self.device)
         return chosen.expand(len(names), -1)
 
     def _values(

@@ -24,6 +24,8 @@ from unbraid.benchmark import (
     contrastive_table,
     disentangled_ssl,
     disentangled_ssl_mixed,
+    generative_missing,
+    tcga,
     training_speed,
 )
 from unbraid.benchmark._registry import EXPERIMENTS, Experiment
@@ -372,6 +374,54 @@ def test_a_table_names_what_a_file_lacks(cells, tmp_path):
         contrastive_table.load_cells(tmp_path / "cells.h5mu", "celltype")
     with pytest.raises(KeyError, match="No modality 'ADT'"):
         contrastive_table.load_cells(tmp_path / "cells.h5mu", "cell_type", prot="ADT")
+
+
+# --- generative models ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_log_odds_of_modalities_are_averaged(n_classes):
+    rng = np.random.default_rng(0)
+    y = rng.integers(n_classes, size=600)
+    noisy = lambda sd: np.eye(n_classes)[y] + rng.normal(0, sd, (600, n_classes))
+    codes = {"a": noisy(0.5), "b": noisy(0.5)}
+    label = pd.Series(np.array(["x", "y", "z"])[y])
+    label[::50] = None
+    split = pd.Series(np.where(np.arange(600) % 3 == 0, "test", "train"))
+    both, one = tcga.score(codes, label, split), tcga.score({"a": codes["a"]}, label, split)
+    assert both["accuracy"] > one["accuracy"] + 0.02
+    assert both["AUROC"] > one["AUROC"]
+    assert one["AUROC"] > one["accuracy"] > 1.2 / n_classes
+    # a row that lacks a modality is judged by the other
+    lacking = {"a": codes["a"], "b": codes["b"].copy()}
+    lacking["b"][(split == "test").to_numpy()] = np.nan
+    assert tcga.score(lacking, label, split) == one
+
+
+def test_tumours_are_judged_from_a_file_to_a_table(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=80)
+    array = lambda: np.c_[2.0 * y + rng.normal(size=80), rng.normal(size=(80, 4))]
+    np.savez(tmp_path / "tcga.npz", mRNAseq=array(), miRNAseq=array(), label=y.astype(float))
+    methods = ["--methods", "LinearSplit", "MMVAE"]
+    tcga.main(["--data", str(tmp_path / "tcga.npz"), "--seeds", "1", "--steps", "2", *methods])
+    printed = capsys.readouterr().out
+    assert printed.startswith("| method | seeds | majority | z: accuracy | z: AUROC |")
+    assert [line.split(" | ")[0] for line in printed.splitlines()[2:]] == ["| features", "| LinearSplit", "| MMVAE"]
+
+
+@pytest.mark.parametrize("pattern", ["random", "batch"])
+def test_cells_lose_their_proteins_at_random_or_by_batch(pattern):
+    mdata, proteins = generative_missing.load(200, 0.4, pattern, 0)
+    lacks = ~mdata.obs_names.isin(mdata["prot"].obs_names)
+    assert proteins.shape == (200, 30)
+    assert np.isfinite(proteins).all()
+    measured = mdata["prot"].to_df().reindex(mdata.obs_names).to_numpy()
+    np.testing.assert_array_equal(measured[~lacks], proteins[~lacks])
+    share = pd.Series(lacks, mdata.obs_names).groupby(mdata.obs["batch"], observed=True).mean()
+    assert share.isin([0, 1]).all() if pattern == "batch" else lacks.mean() == 0.4
+    assert not lacks[(mdata.obs["complete"] == "train").to_numpy()].any()
+    assert (mdata.obs["split"][mdata.obs["complete"] == "train"] == "train").all()
 
 
 # --- DisentangledSSL's simulations -----------------------------------------------------------------------------------

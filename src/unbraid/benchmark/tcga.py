@@ -135,6 +135,8 @@ def score(codes: dict[str, np.ndarray], label: pd.Series, split: pd.Series) -> d
     for z in codes.values():
         there = ~np.isnan(z).any(axis=1)
         rows = train & there
+        if not (test & there).any():
+            continue
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000)).fit(z[rows], y[rows].astype(str))
         seen = there[test]
         found = probe.decision_function(z[test & there])

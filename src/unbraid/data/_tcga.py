@@ -44,9 +44,10 @@ def tcga_mortality(
     complete: bool = True,
     seed: int = 0,
 ) -> MuData:
-    """Tumours of The Cancer Genome Atlas and whether the patient died within a year, as in IDMVAE [1]_.
+    """Tumours of The Cancer Genome Atlas and whether the patient died within a year, as in IDMVAE.
 
-    Up to four modalities of 100 kernel principal components each, in the preparation of DeepIMV [2]_.
+    Up to four modalities of 100 kernel principal components each, in the preparation of DeepIMV [2]_; IDMVAE [1]_ takes mRNA
+    and miRNA.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ Run it with::
 
 Data are counts of :func:`unbraid.data.simulate.citeseq` with five batches. A share of the cells has no protein, drawn at
 random (``random``) or as whole batches (``batch``); test cells as well. A model trains on all training cells, or on the
-complete ones alone (``dropped``). ``cell type``: accuracy on test cells of a logistic probe of the joint shared code,
+complete ones alone (``complete``). ``cell type``: accuracy on test cells of a logistic probe of the joint shared code,
 fitted on the codes of all training cells. ``correlation``: of log(1 + x) of imputed and true proteins of all test cells,
 of which the model sees the RNA only, mean over proteins. Data and model share a seed.
 """

@@ -107,12 +107,7 @@ def codes_of(model: SplitModel, mdata: MuData) -> dict[str, dict[str, np.ndarray
 
 def inputs_of(mdata: MuData) -> dict[str, np.ndarray]:
     """The features themselves, NaN for rows that lack the modality."""
-    found = {}
-    for m, adata in mdata.mod.items():
-        rows = mdata.obs_names.get_indexer(adata.obs_names)
-        found[m] = np.full((mdata.n_obs, adata.n_vars), np.nan, dtype=np.float32)
-        found[m][rows] = adata.X
-    return found
+    return {m: adata.to_df().reindex(mdata.obs_names).to_numpy() for m, adata in mdata.mod.items()}
 
 
 def score(codes: dict[str, np.ndarray], label: pd.Series, split: pd.Series) -> dict[str, float]:

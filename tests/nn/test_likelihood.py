@@ -408,6 +408,32 @@ def test_decoder_learns(likelihood):
         torch.testing.assert_close(fitted[kind == k].mean(dim=0), x[kind == k].mean(dim=0), rtol=0.15, atol=0.1)
 
 
+@pytest.mark.parametrize(("likelihood", "key"), [("nb", "theta"), ("normal", "scale")])
+def test_spread_within_groups_is_learned_in_a_few_hundred_steps(likelihood, key):
+    # groups far apart: the data's own dispersion, where learning begins, is a multiple of that within a group
+    rng, kind = np.random.default_rng(0), np.arange(2_000) % 2
+    mean = np.array([[5.0, 60.0, 30.0], [60.0, 5.0, 30.0]])[kind]
+    x = rng.negative_binomial(20, 20 / (20 + mean)) if likelihood == "nb" else rng.normal(mean, 2.0)
+    truth = 20.0 if likelihood == "nb" else 2.0
+    x = torch.as_tensor(x, dtype=torch.float32)
+    spec = spec_of(likelihood, mean=x.mean(dim=0).numpy(), sd=x.std(dim=0, correction=0).numpy())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = LikelihoodDecoder(spec, 2, n_hidden=32)
+    z, size = nn.functional.one_hot(torch.as_tensor(kind), 2).float(), torch.as_tensor(mean.sum(1)).float()
+    at_start = getattr(decoder(z[:1], size_factor=size[:1]), key).flatten()
+    assert ((at_start / truth).log().abs()[:2] > math.log(5)).all()
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
+    for _ in range(600):
+        rows = torch.as_tensor(rng.integers(0, len(x), 128))
+        loss = -log_likelihood(decoder(z[rows], size_factor=size[rows]), x[rows]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = getattr(decoder(z[:1], size_factor=size[:1]), key).flatten().detach()
+    torch.testing.assert_close(found, torch.full_like(found, truth), rtol=0.25, atol=0)
+
+
 @pytest.mark.parametrize("likelihood", ["normal", "laplace", "nb"])
 def test_chosen_rows_alone_move_a_learned_scale(likelihood):
     rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ _TINY = 1e-8  # a rate of exactly 0 would forbid every count
 _INVERSE_DISPERSION = (1e-3, 1e3)  # above it is Poisson for all purposes, and lgamma loses its digits in float32
 _ZERO_INFLATION = -3.0  # logit at the start: 5% of the values
 _SCALE_RANGE = 1e3  # of a learned scale, both ways from the data's
+_PACE = 10.0  # a step of Adam moves a weight by about the learning rate, which is too slow where the way is a unit long
 
 
 class LikelihoodDecoder(nn.Module):
@@ -155,7 +156,8 @@ class LikelihoodDecoder(nn.Module):
             self.log_inverse_dispersion = _Bounded(start, np.full_like(start, low), np.full_like(start, high))
         if self.likelihood == "nb_mixture":
             # background and foreground equally likely at half and 1.5 times the mean
-            self.log_background = nn.Parameter(_float(np.log(np.maximum(mean, 1e-6) / 2)))
+            start, reach = np.log(np.maximum(mean, 1e-6) / 2), math.log(_SCALE_RANGE)
+            self.log_background = _Bounded(start, start - reach, start + reach)
 
     def forward(
         self,
@@ -197,7 +199,7 @@ class LikelihoodDecoder(nn.Module):
         size = self._size(size_factor, len(z))
         if self.likelihood == "nb_mixture":
             foreground, background_logits = output.chunk(2, dim=1)
-            background = self.log_background.exp() * (1.0 if size is None else size / self.total)
+            background = self.log_background().exp() * (1.0 if size is None else size / self.total)
             ratio = 1 + softplus(foreground + math.log(math.expm1(2)))  # 3 at the start
             dispersion = _learned(self.log_inverse_dispersion, learns_scale)
             return NegativeBinomialMixture(background, background * ratio, dispersion, background_logits)
@@ -374,7 +376,8 @@ class _Normal(Normal):
 
 
 class _Bounded(nn.Module):
-    """A parameter that stays inside an interval, with a gradient everywhere; about 1 in the middle.
+    """A parameter that stays inside an interval, with a gradient everywhere: in the middle it moves ``_PACE`` times as
+    fast as a weight.
 
     Parameters
     ----------
@@ -386,13 +389,13 @@ class _Bounded(nn.Module):
         super().__init__()
         middle, reach = (low + high) / 2, (high - low) / 2
         safe = np.where(reach > 0, reach, 1.0)
-        self.raw = nn.Parameter(_float(safe * np.arctanh((start - middle) / safe)))
+        self.raw = nn.Parameter(_float(safe / _PACE * np.arctanh((start - middle) / safe)))
         self.register_buffer("middle", _float(middle))
         self.register_buffer("reach", _float(reach))
         self.register_buffer("safe_reach", _float(safe))
 
     def forward(self) -> Tensor:
-        return self.middle + self.reach * torch.tanh(self.raw / self.safe_reach)
+        return self.middle + self.reach * torch.tanh(_PACE * self.raw / self.safe_reach)
 
 
 def _learned(parameter: _Bounded, rows: Tensor | None) -> Tensor:

@@ -155,7 +155,7 @@ class Unbraid(SplitModel):
 
     def _start(self, dataset: Any, parts: dict[str, np.ndarray], seed: int) -> CachedDataset:
         """Fit the linear split, and keep the components of all cells that training reads in memory."""
-        module, whole = self.module, parts["train"]
+        module, whole = self.module.cpu(), parts["train"]
         module.judges = self._hold_out(dataset.presence, parts, seed)
         begins = not module.started
         if begins:

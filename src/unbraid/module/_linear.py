@@ -34,11 +34,12 @@ class LinearMap(nn.Module):
     def set(self, **values: np.ndarray) -> None:
         """Put the fitted maps in place."""
         for name, value in values.items():
-            setattr(self, name, torch.as_tensor(np.ascontiguousarray(value), dtype=torch.float32))
+            place = {"dtype": torch.float32, "device": getattr(self, name).device}
+            setattr(self, name, torch.as_tensor(np.ascontiguousarray(value), **place))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         for name in self.names:  # sizes are known only after the fit
-            setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+            setattr(self, name, getattr(self, name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def reduce(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -117,7 +118,7 @@ class LinearCorrelations(nn.Module):
         self.register_buffer("value", torch.zeros(0))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        self.value = torch.empty_like(state_dict[prefix + "value"])
+        self.value = self.value.new_empty(state_dict[prefix + "value"].shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from unbraid.module._base import InnerLoop, Latents, Stage, centered, on_present_rows, over_pairs, total_loss
@@ -175,6 +176,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
         if known is None:
             found = self._residuals(batch, batch["index"] if self.specific.training else None)
         else:  # training cells: neither the shared code nor the regression moves any more
+            if known["place"].device != batch["index"].device:
+                known = self._known = move_data_to_device(known, batch["index"].device)
             place = known["place"][batch["index"]]
             found = {m: (r[place][rows[m]], c[place][rows[m]]) for m, (r, c) in known["codes"].items()}
         return {m: (r, c, self.specific[m](r, c)) for m, (r, c) in found.items()}

@@ -88,6 +88,7 @@ def fit_linear(
     ValueError
         If fewer than 10 training cells have two modalities.
     """
+    module.cpu()  # where the cells are
     presence = dataset.presence
     if (paired := int((presence[train].sum(axis=1) > 1).sum())) < 10:
         raise ValueError(f"Only {paired} training cells have two modalities; {name} needs at least 10.")
@@ -144,7 +145,7 @@ def components_of_the_rest(
 
 def _reduce(module, dataset, modality: str, rows, batch, n_components: int, seed: int) -> np.ndarray:
     """Centred principal components of a modality's training cells, float64 ``(n, p)``."""
-    layer = module.input_layers[modality].cpu()
+    layer = module.input_layers[modality]
     block_rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // layer.n_features))
 
     def blocks() -> Iterable[tuple[np.ndarray, np.ndarray]]:

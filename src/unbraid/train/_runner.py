@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from unbraid._compat import parse_device_args
@@ -200,6 +201,8 @@ def _run_stage(
             f"Stage {stage.name!r}: the loss became NaN in epoch {plan.nan_row['epoch']}. "
             "Lower `lr`, or check the scale of the inputs (`input_transform`)."
         )
+    if isinstance(trainer.strategy, SingleDeviceStrategy):  # which leaves the module on the CPU
+        module.to(trainer.strategy.root_device)
     _end_stage(module, stage, datamodule)
     if finished is not None and trainer.is_global_zero:
         _save({"module": module.state_dict(), "rows": plan.rows}, finished)

@@ -519,6 +519,6 @@ class SplitModel(LatentMixin, BaseModelClass):
                 "The encoders of this model take the batch as input, so they cannot read new batches. "
                 "Train with `encode_covariates=False` for data from batches yet unseen."
             ) from error
-        model.module.eval()
+        model.module.to(reference.device).eval()
         model.is_trained_, model.seed_ = reference.is_trained_, reference.seed_
         return model

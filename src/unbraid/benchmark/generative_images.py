@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from unbraid import model as models
+from unbraid._compat import parse_device_args
 from unbraid.benchmark._table import mean_and_deviation, run_missing, to_markdown
 from unbraid.benchmark.generative import Method, coherence_row, probe_row
 from unbraid.data.datasets import polymnist_quadrant
@@ -115,20 +116,32 @@ class Reader:
         Of an image.
     steps
         Adam steps of 128 images at 1e-3.
+    device
+        Of the network.
     """
 
-    def __init__(self, x: np.ndarray, labels: dict[str, np.ndarray], shape: Sequence[int], *, steps: int) -> None:
+    def __init__(
+        self,
+        x: np.ndarray,
+        labels: dict[str, np.ndarray],
+        shape: Sequence[int],
+        *,
+        steps: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.classes = {which: np.unique(values) for which, values in labels.items()}
         sizes = [len(values) for values in self.classes.values()]
-        codes = {which: torch.as_tensor(np.searchsorted(self.classes[which], y)) for which, y in labels.items()}
+        numbers = {which: np.searchsorted(self.classes[which], y) for which, y in labels.items()}
+        codes = {which: torch.as_tensor(y, device=device) for which, y in numbers.items()}
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = nn.Sequential(convolutions(shape, N_HIDDEN), nn.ReLU(), nn.Linear(N_HIDDEN, sum(sizes)))
-        self.sizes, x = sizes, torch.as_tensor(x)
+        self.network.to(device)
+        self.sizes, self.device, x = sizes, device, torch.as_tensor(x, device=device)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
         for _ in range(steps):
-            rows = torch.randint(len(x), (128,), generator=generator)
+            rows = torch.randint(len(x), (128,), generator=generator).to(device)
             found = dict(zip(codes, self.network(x[rows]).split(sizes, 1), strict=True))
             loss = sum(nn.functional.cross_entropy(found[which], codes[which][rows]) for which in codes)
             optimizer.zero_grad()
@@ -138,12 +151,13 @@ class Reader:
     @torch.no_grad()
     def predict(self, x: np.ndarray, which: str) -> np.ndarray:
         """Labels of images, the digit (``"s"``) or the quadrant (``"p"``)."""
-        parts = [self.network(part) for part in torch.as_tensor(np.asarray(x, dtype=np.float32)).split(1_000)]
-        scores = dict(zip(self.classes, torch.cat(parts).split(self.sizes, 1), strict=True))
+        parts = torch.as_tensor(np.asarray(x, dtype=np.float32)).split(1_000)
+        found = torch.cat([self.network(part.to(self.device)).cpu() for part in parts])
+        scores = dict(zip(self.classes, found.split(self.sizes, 1), strict=True))
         return self.classes[which][scores[which].argmax(1).numpy()]
 
 
-def readers(mdata: MuData, steps: int) -> tuple[dict[str, Any], dict[str, float]]:
+def readers(mdata: MuData, steps: int, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, float]]:
     """Classifiers of the real training images as :func:`coherence_row` takes them, and their accuracy on test images."""
     train, test = ((mdata.obs["split"] == part).to_numpy() for part in ("train", "test"))
     found: dict[str, Any] = {"s": {}, "p": {}}
@@ -151,14 +165,16 @@ def readers(mdata: MuData, steps: int) -> tuple[dict[str, Any], dict[str, float]
     for m, adata in mdata.mod.items():
         names = {"s": "y_shared", "p": f"y_specific_{m}"}
         labels = {which: mdata.obs[name].astype(str).to_numpy() for which, name in names.items()}
-        reader = Reader(adata.X[train], {k: y[train] for k, y in labels.items()}, _shape(mdata, m), steps=steps)
+        reader = Reader(
+            adata.X[train], {k: y[train] for k, y in labels.items()}, _shape(mdata, m), steps=steps, device=device
+        )
         for which, y in labels.items():
             found[which][m] = partial(reader.predict, which=which)
             right[f"real {which}"].append(float((found[which][m](adata.X[test]) == y[test]).mean()))
     return {**found, "p_named": {"p": found["p"]}}, {k: float(np.mean(v)) for k, v in right.items()}
 
 
-def fit(mdata: MuData, method: Method, steps: int, seed: int) -> SplitModel:
+def fit(mdata: MuData, method: Method, steps: int, seed: int, accelerator: str = "cpu") -> SplitModel:
     """Train a method on the training images.
 
     Parameters
@@ -171,6 +187,8 @@ def fit(mdata: MuData, method: Method, steps: int, seed: int) -> SplitModel:
         Of every stage, about, of 128 samples.
     seed
         Of weights and training.
+    accelerator
+        As Lightning names them.
     """
     model_class = getattr(models, method.model)
     if method.model == "LinearSplit":
@@ -188,7 +206,7 @@ def fit(mdata: MuData, method: Method, steps: int, seed: int) -> SplitModel:
     epochs = max(1, round(steps * 128 / (mdata.obs["split"] == "train").sum()))
     model.train(
         max_epochs=epochs, batch_size=128, lr=1e-3, split_key="split", early_stopping=False, seed=seed,
-        progress_bar=False, accelerator="cpu",
+        progress_bar=False, accelerator=accelerator,
     )  # fmt: skip
     return model
 
@@ -214,15 +232,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=20, help="height and width of an image, a multiple of 4")
     parser.add_argument("--modalities", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1_000, help="of every stage, about")
+    parser.add_argument("--reader-steps", type=int, default=1_000, help="of the networks that read real images")
+    parser.add_argument("--accelerator", default="cpu", help="as Lightning names them, such as gpu")
     parser.add_argument("--out", type=Path, help="CSV of all rows")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # networks of this size are faster on one core
     mdata = load(arguments.mnist, arguments.n_train, arguments.n_test, arguments.size, arguments.modalities)
-    classifiers, ceiling = readers(mdata, arguments.steps)
+    device = parse_device_args(arguments.accelerator, "auto", return_device="torch")[2]
+    classifiers, ceiling = readers(mdata, arguments.reader_steps, device)
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         start = time.process_time()
-        model = fit(mdata, METHODS[row["method"]], arguments.steps, row["seed"])
+        model = fit(mdata, METHODS[row["method"]], arguments.steps, row["seed"], arguments.accelerator)
         seconds = time.process_time() - start
         found = ceiling | probe_row(model, mdata)
         if isinstance(model, GenerativeModel):

@@ -376,8 +376,9 @@ class _Normal(Normal):
 
 
 class _Bounded(nn.Module):
-    """A parameter that stays inside an interval, with a gradient everywhere: in the middle it moves ``_PACE`` times as
-    fast as a weight.
+    """A parameter that stays inside an interval, with a gradient everywhere.
+
+    In the middle it moves ``_PACE`` times as fast as a weight.
 
     Parameters
     ----------

@@ -368,6 +368,21 @@ def test_a_table_of_cells_from_counts_to_markdown(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("| method | seeds | leak rna |")
 
 
+def test_a_table_of_a_given_code(tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    options = ["--indiseek", "2", "--methods", "LinearSplit", "CLIP", "--seeds", "1", "--steps", "2", "--no-card"]
+    contrastive_table.main([*options, "--out", str(out)])
+    row = pd.read_csv(out).set_index("method").loc["LinearSplit"]
+    assert row[["Z_c: R2 of c", "Z_s: R2 private"]].min() > 0.99
+    # x4, the product of the code's coordinates, is no linear function of them and stays: a third of what varies
+    assert row["importance"] == pytest.approx(2 / 3, abs=0.03)
+    assert row["dCor(Z_s, c)"] > 2 * row["null"]
+    assert pd.read_csv(out)["importance"].isna().tolist() == [False, True]  # CLIP has no specific code
+    with pytest.raises(SystemExit):
+        contrastive_table.main([*options, "--data", "cells.h5mu"])
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_a_table_names_what_a_file_lacks(cells, tmp_path):
     cells.write(tmp_path / "cells.h5mu")
     with pytest.raises(KeyError, match="No column 'celltype'.*Did you mean 'cell_type'"):

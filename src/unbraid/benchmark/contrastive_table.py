@@ -1,18 +1,21 @@
-"""Every contrastive method beside LinearSplit, on DisentangledSSL's simulation or on CITE-seq counts.
+"""Every contrastive method beside LinearSplit, on the simulations of two papers or on CITE-seq counts.
 
 Run it with::
 
     python -m unbraid.benchmark.contrastive_table --seeds 3 --out simulation.csv
+    python -m unbraid.benchmark.contrastive_table --indiseek 2 --seeds 5 --out setting2.csv
     python -m unbraid.benchmark.contrastive_table --data citeseq.h5mu --label cell_type --out cells.csv
 
 All networks have two layers and 256 hidden units, and every stage about 1,000 steps at a learning rate of 1e-3. Data
 and their division are the same for all seeds, which are those of weights and training.
 
-Simulation: accuracy of a logistic probe, on cells that neither the model nor the probe has seen, of the labels of the
+DisentangledSSL's simulation: accuracy of a logistic probe, on cells that neither the model nor the probe has seen, of the labels of the
 true shared latent (``Y_c``) and of the specific ones (``Y_s1``, ``Y_s2``): from the modalities' shared codes side by
 side (``[Z_c]``), the joint one (``Z_c``), and the specific code of the first modality (``Z_s1``). By chance .5; the row
-``truth`` has the true latents. Cells: balanced accuracy of such a probe of the cell type. Both: leak (nats) and
-coverage (share of a modality's variance that its codes explain) by the scorecard, on a sample of held-out cells.
+``truth`` has the true latents. IndiSeek's simulations: the second modality is the code c, and methods learn both codes
+from the two; the specific code of x by the measures of :mod:`unbraid.benchmark.indiseek`, and R2 of c from the joint
+code. Cells: balanced accuracy of a probe of the cell type. All: leak (nats) and coverage (share of a modality's variance
+that its codes explain) by the scorecard, on a sample of held-out cells.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from sklearn.preprocessing import StandardScaler
 from unbraid import model as models
 from unbraid._messages import suggest
 from unbraid.benchmark._table import mean_and_deviation, run_missing, to_markdown
+from unbraid.benchmark.indiseek import measure, r2
 from unbraid.data import simulate
 from unbraid.metrics import scorecard
 
@@ -50,12 +54,12 @@ if TYPE_CHECKING:
     from unbraid.model.base import SplitModel
 
 NETWORKS = {"n_hidden": 256, "n_layers": 2, "lr": 1e-3}
-N_LATENT = {"simulation": 50, "cells": 16}
+N_LATENT = {"simulation": 50, "indiseek": 10, "cells": 16}
 TRAIN_SHARE = 0.8
 NO_LABEL = ("unknown", "undefined", "unassigned", "unmatched")
 LABELS = {"Y_c": "y_shared", "Y_s1": "y_specific_x1", "Y_s2": "y_specific_x2"}
 # of the nats that leak; quadratic ones are slow for wide codes, and the simulation is linear
-ESTIMATORS = {"simulation": ("canonical",), "cells": ("canonical", "quadratic")}
+ESTIMATORS = {"simulation": ("canonical",), **dict.fromkeys(("indiseek", "cells"), ("canonical", "quadratic"))}
 DEEP_CCA = {"shared_objective": "deep_cca"}
 
 
@@ -105,6 +109,7 @@ METHODS = {
     "IndiSeek predictability": Method(model="IndiSeek", options={"independence": "predictability"}),
     "IndiSeek residual": Method(model="IndiSeek", options={"independence": "residual"}),
     # further ones, by name
+    "DisentangledSSL normalized": Method(model="DisentangledSSL", options={"normalize_codes": True}),
     "CLIP deep CCA linear": Method(model="CLIP", options={**DEEP_CCA, "n_layers": 1}, batch_size=512),
     "CLIP deep CCA linear whitened": Method(
         model="CLIP", options={**DEEP_CCA, "n_layers": 1}, batch_size=512, whiten=True
@@ -195,7 +200,7 @@ def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int) -> SplitM
     name
         Key of :data:`METHODS`.
     data
-        ``"simulation"`` or ``"cells"``.
+        ``"simulation"``, ``"indiseek"`` or ``"cells"``.
     steps
         Of every stage, about.
     seed
@@ -205,7 +210,7 @@ def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int) -> SplitM
     model_class = getattr(models, method.model)
     layers = dict.fromkeys(mdata.mod, "obsm:whitened") if method.whiten else None
     model_class.setup_mudata(mdata, layers=layers)
-    inputs = {"input_transform": "identity"} if data == "simulation" else {}
+    inputs = {} if data == "cells" else {"input_transform": "identity"}
     if method.model in ("LinearSplit", "Unbraid"):  # as they are out of the box
         model = model_class(mdata, **inputs, **method.options)
         model.train(split_key="split", seed=seed, progress_bar=False)
@@ -303,6 +308,28 @@ def probe_row(codes: dict[str, np.ndarray], mdata: MuData, data: str) -> dict[st
     return {f"{code}: {label}": probe_accuracy(z, mdata.obs[LABELS[label]], split) for code, z, label in asked}
 
 
+def indiseek_row(model: SplitModel, mdata: MuData, seed: int) -> dict[str, float]:
+    """What the codes of one of IndiSeek's settings hold.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    mdata
+        Its data.
+    seed
+        Of draws and permutations.
+    """
+    train = (mdata.obs["split"] == "train").to_numpy()
+    row = {"Z_c: R2 of c": r2(model.get_latent_representation(), mdata.obsm["true_shared"], train)}
+    if "specific" not in model.module.kinds:
+        return row
+    found = measure(model, mdata, seed)
+    names = {"importance": "importance", "dcor": "dCor(Z_s, c)", "dcor_null": "null", "r2_shared": "Z_s: R2 of c"}
+    names |= {"r2_private": "Z_s: R2 private", "r2_private_nonlinear": "nonlinear"}
+    return row | {shown: float(found[name]) for name, shown in names.items()}
+
+
 def card_row(codes: dict[str, np.ndarray], mdata: MuData, data: str, max_obs: int) -> dict[str, Any]:
     """Leak into every specific code and coverage of every modality, with the card's words.
 
@@ -315,7 +342,7 @@ def card_row(codes: dict[str, np.ndarray], mdata: MuData, data: str, max_obs: in
     mdata
         Data with ``obs["split"]``.
     data
-        ``"simulation"`` or ``"cells"``.
+        ``"simulation"``, ``"indiseek"`` or ``"cells"``.
     max_obs
         Test cells that the card sees.
     """
@@ -382,6 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CITE-seq counts (.h5mu) in place of the simulation")
+    parser.add_argument("--indiseek", type=int, choices=range(1, 6), help="IndiSeek's setting in place of it")
     parser.add_argument("--label", default="cell_type", help="obs column of the cell type; 'none' if there is none")
     parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
@@ -393,9 +421,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # networks of this size are faster on one core
 
-    data = "simulation" if arguments.data is None else "cells"
+    if arguments.data is not None and arguments.indiseek is not None:
+        parser.error("--data and --indiseek are two data sets: give one of them.")
+    data = "cells" if arguments.data is not None else "simulation" if arguments.indiseek is None else "indiseek"
     label = None if arguments.label == "none" else arguments.label
-    mdata = load_simulation(arguments.n_obs) if data == "simulation" else load_cells(arguments.data, label)
+    if data == "indiseek":
+        mdata, source = simulate.indiseek(arguments.indiseek), f"indiseek {arguments.indiseek}"
+    elif data == "cells":
+        mdata, source = load_cells(arguments.data, label), arguments.data.stem
+    else:
+        mdata, source = load_simulation(arguments.n_obs), data
     names = []
     for name in arguments.methods:
         if METHODS[name].model and not hasattr(models, METHODS[name].model):
@@ -412,12 +447,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             model = fit(fresh, row["method"], data=data, steps=arguments.steps, seed=row["seed"])
         seconds = time.process_time() - start
         codes = codes_of(model, fresh)
-        result = {**row, **probe_row(codes, fresh, data)}
+        judged = indiseek_row(model, fresh, row["seed"]) if data == "indiseek" else probe_row(codes, fresh, data)
+        result = {**row, **judged}
         if not arguments.no_card:
             result |= card_row(codes, fresh, data, arguments.card_obs)
         yield {**result, "CPU seconds": seconds}
 
-    source = "simulation" if arguments.data is None else arguments.data.stem
     asked = [
         {"data": source, "n_obs": mdata.n_obs, "steps": arguments.steps, "method": name, "seed": seed}
         for seed in range(arguments.seeds)

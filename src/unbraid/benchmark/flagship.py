@@ -13,7 +13,8 @@ shared latent (``c``) and the specific one (``s``) from the codes of the first m
 test cells (all of a smaller test set) in both directions, mean; share of the variance of a modality's leading 50
 principal components that a ridge regression on its shared code, its specific code and both explains; R2 of the *other*
 modality's shared code from the specific one (leak); and balanced accuracy of the label from the codes. Unbraid and
-LinearSplit retrieve by likelihood ratio, the others by cosine.
+LinearSplit retrieve by likelihood ratio, the others by cosine. ``totalVI`` and ``MOFA+`` (CITE-seq without ``--missing``)
+have one code of both modalities, which stands for either's shared one, and retrieve nothing; MOFA+ is given all cells.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
 from unbraid._messages import suggest
+from unbraid.benchmark._embeddings import mofa_codes, totalvi_codes
 from unbraid.benchmark._table import mean_and_deviation, run_missing, to_markdown
 from unbraid.benchmark.contrastive_table import METHODS, codes_of, fit, load_cells, probe_row
 from unbraid.data import simulate
@@ -54,6 +56,13 @@ DEFAULT_METHODS = [
     "IndiSeek residual",
 ]  # fmt: skip
 MAX_TARGETS = 1_000
+N_JOINT = 32  # dimensions of totalVI and MOFA+, as many as the rivals' two codes of a modality
+
+# codes of the cells by methods of other packages: data, steps, seed
+JOINT = {
+    "totalVI": lambda mdata, steps, seed: totalvi_codes(mdata, n_latent=N_JOINT, steps=steps, seed=seed),
+    "MOFA+": lambda mdata, steps, seed: mofa_codes(mdata, n_factors=N_JOINT, seed=seed),
+}
 
 
 def true_r2(z: np.ndarray, y: np.ndarray, train: np.ndarray) -> float:
@@ -88,23 +97,30 @@ def simulation_row(model: SplitModel, mdata: MuData) -> dict[str, float]:
     return row
 
 
-def data_row(model: SplitModel, mdata: MuData, targets: dict[str, np.ndarray], seed: int) -> dict[str, float]:
+def data_row(
+    codes: dict[str, np.ndarray],
+    mdata: MuData,
+    targets: dict[str, np.ndarray],
+    model: SplitModel | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
     """Retrieval, explained variance, leak and label on test cells that have both modalities.
 
     Parameters
     ----------
-    model
-        A fitted model of two modalities.
+    codes
+        Of :func:`~unbraid.benchmark.contrastive_table.codes_of`.
     mdata
-        Its data, with ``obs["split"]``.
+        Data of two modalities with ``obs["split"]``.
     targets
         Per modality, its leading principal components, ``(n_obs, k)``; NaN for cells without it.
+    model
+        The fitted model, to retrieve with.
     seed
         Of the cells to retrieve.
     """
-    m, n = model.modalities
+    m, n = mdata.mod
     rows = {a: mdata[a].obs_names.get_indexer(mdata.obs_names) for a in (m, n)}
-    codes = codes_of(model, mdata)
     whole = {}
     for a in (m, n):
         for key in ("Z_c", "Z_s"):
@@ -115,7 +131,7 @@ def data_row(model: SplitModel, mdata: MuData, targets: dict[str, np.ndarray], s
     paired = (rows[m] >= 0) & (rows[n] >= 0)
     train, test = (paired & (mdata.obs["split"] == part).to_numpy() for part in ("train", "test"))
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(test))[:MAX_TARGETS]
-    row: dict[str, float] = _retrieved(model, mdata, whole, chosen)
+    row: dict[str, float] = {} if model is None else _retrieved(model, mdata, whole, chosen)
     for a, b in ((m, n), (n, m)):
         both = {"Z_c": whole[a, "Z_c"]}
         if (a, "Z_s") in whole:
@@ -216,16 +232,17 @@ def without(mdata: MuData, modality: str, share: float, seed: int) -> MuData:
     return result
 
 
-def principal_targets(model: SplitModel, mdata: MuData) -> dict[str, np.ndarray]:
-    """Leading 50 principal components of what a model sees of every modality, fitted to training cells.
+def principal_targets(mdata: MuData) -> dict[str, np.ndarray]:
+    """Leading 50 principal components of what models see of every modality, fitted to training cells.
 
     Parameters
     ----------
-    model
-        Any model of the data, for its input transforms.
     mdata
-        The data.
+        The data; left as they are.
     """
+    given = mdata.copy()
+    LinearSplit.setup_mudata(given)  # for its input transforms, which are everyone's
+    model = LinearSplit(given)
     dataset = model.adata_manager.create_torch_dataset()
     train, targets = (mdata.obs["split"] == "train").to_numpy(), {}
     batch = dataset[np.arange(mdata.n_obs)]
@@ -253,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modalities", nargs=2, help="of a file without a label; 'a+b' puts two side by side")
     parser.add_argument("--group", help="obs column of groups that stay together in the split")
     parser.add_argument("--missing", type=float, default=0.0, help="share of cells without the second modality")
-    parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=[*METHODS, *JOINT])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--n-obs", type=int, default=8_000, help="of the simulation")
     parser.add_argument("--noise", type=float, default=0.1, help="of the simulation")
@@ -264,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.data is not None and not (arguments.label or arguments.modalities):
         parser.error("--data needs --label (CITE-seq) or --modalities (a screen)")
     kind = "simulation" if arguments.data is None else "cells" if arguments.label else "screen"
+    if (kind != "cells" or arguments.missing) and not set(JOINT).isdisjoint(arguments.methods):
+        parser.error(f"{' and '.join(JOINT)} are for CITE-seq counts of which none are missing.")
 
     def load(seed: int) -> MuData:
         if kind == "simulation":
@@ -276,6 +295,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         mdata = load(row["seed"])
+        if row["method"] in JOINT:
+            start = time.process_time()
+            codes = JOINT[row["method"]](mdata, arguments.steps, row["seed"])
+            seconds = time.process_time() - start
+            yield {**row, **data_row(codes, mdata, principal_targets(mdata)), "CPU seconds": seconds}
+            return
         start = time.process_time()
         # the input transforms of the simulation, and the widths of its codes
         model = fit(mdata, row["method"], data="cells", steps=arguments.steps, seed=row["seed"])
@@ -283,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if kind == "simulation":
             found = simulation_row(model, mdata)
         else:
-            found = data_row(model, mdata, principal_targets(model, mdata), row["seed"])
+            found = data_row(codes_of(model, mdata), mdata, principal_targets(mdata), model, row["seed"])
         if isinstance(model, Unbraid):
             found["chosen"] = model.report().chosen
         yield {**row, **found, "CPU seconds": seconds}

@@ -25,13 +25,10 @@ import mudata
 import numpy as np
 import scanpy as sc
 import torch
-from anndata import AnnData
-from scipy import sparse
-from scvi import settings
-from scvi.model import TOTALVI
 from sklearn.linear_model import RidgeCV
 
 from unbraid import model as models
+from unbraid.benchmark._embeddings import dense, fit_totalvi
 from unbraid.benchmark._table import mean_and_deviation, run_missing, to_markdown
 from unbraid.benchmark.contrastive_table import load_cells
 
@@ -62,24 +59,18 @@ def ridge(mdata: MuData, test: np.ndarray) -> Imputed:
     sc.pp.log1p(rna)
     sc.pp.pca(rna, n_comps=50)
     z = rna.obsm["X_pca"]
-    model = RidgeCV(np.logspace(-2, 4, 7)).fit(z[~test], np.log1p(_dense(mdata["prot"].X)[~test]))
+    model = RidgeCV(np.logspace(-2, 4, 7)).fit(z[~test], np.log1p(dense(mdata["prot"].X)[~test]))
     return np.expm1(model.predict(z[test])).clip(min=0), None
 
 
 def totalvi(mdata: MuData, test: np.ndarray, seed: int, steps: int) -> Imputed:
     """TotalVI with its defaults, the cells without proteins in a batch of their own."""
-    settings.seed = seed
-    rna = AnnData(sparse.csr_matrix(mdata["rna"].X), mdata["rna"].obs.copy(), mdata["rna"].var.copy())
-    prot = AnnData(_dense(mdata["prot"].X), mdata["rna"].obs.copy(), mdata["prot"].var.copy())
+    prot = mdata["prot"].copy()
+    prot.X = dense(prot.X)
     prot.X[test] = 0
-    rna.obs["proteins"] = np.where(test, "none", "measured")
-    both = mudata.MuData({"rna": rna, "prot": prot})
-    TOTALVI.setup_mudata(
-        both, modalities={"rna_layer": "rna", "protein_layer": "prot", "batch_key": "rna"}, batch_key="proteins"
-    )
-    model = TOTALVI(both, n_latent=N_LATENT)
-    epochs = max(1, round(steps * 256 / mdata.n_obs))
-    model.train(max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, batch_size=256)
+    given = mudata.MuData({"rna": mdata["rna"], "prot": prot})
+    batch = np.where(test, "none", "measured")
+    model = fit_totalvi(given, n_latent=N_LATENT, steps=steps, seed=seed, batch=batch)
     cells = np.flatnonzero(test)
     _, expected = model.get_normalized_expression(
         indices=cells, n_samples=10, transform_batch=["measured"], include_protein_background=True, return_numpy=True
@@ -120,10 +111,6 @@ def score(imputed: Imputed, measured: np.ndarray) -> dict[str, float]:
     return row
 
 
-def _dense(x: Any) -> np.ndarray:
-    return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float32)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit and judge every method and print the table; rows already in ``--out`` are not run again.
 
@@ -143,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # networks of this size are faster on one core
     mdata = load_cells(arguments.data, arguments.label)
     test = (mdata.obs["split"] == "test").to_numpy()
-    measured = _dense(mdata["prot"].X)[test]
+    measured = dense(mdata["prot"].X)[test]
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         start, name = time.process_time(), row["method"]

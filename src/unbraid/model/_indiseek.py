@@ -106,9 +106,9 @@ class IndiSeekModule(ConditionalModule):
                 square = null_deviance(spec, batch["x"][spec.name][rows], None if sizes is None else sizes[rows])
                 first = torch.zeros((), dtype=torch.float64)
             else:
-                x = inputs[spec.name][rows].double()
+                x = inputs[spec.name][rows].cpu().double()
                 first, square = x.sum(dim=0), x.square()
-            moments[spec.name] = rows.sum(), first, square.double().sum(dim=0)
+            moments[spec.name] = rows.sum().cpu(), first, square.cpu().double().sum(dim=0)
         return moments
 
     def information(self, m: str, code: torch.Tensor, batch: dict, rows: torch.Tensor) -> torch.Tensor:

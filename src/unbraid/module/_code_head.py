@@ -84,7 +84,7 @@ class CodeHead(nn.Module):
         # a modality without training cells keeps its identity map
         seen = [m for m in self.modalities if mask[m].any()]
         rows = {m: mask[m].cpu().numpy().nonzero()[0] for m in seen}
-        values = {m: raw[m].double().cpu().numpy()[rows[m]] for m in seen}
+        values = {m: raw[m].cpu().double().numpy()[rows[m]] for m in seen}
         n_obs = len(next(iter(mask.values())))
         if not self.sphere:
             centred = {
@@ -101,7 +101,7 @@ class CodeHead(nn.Module):
                 self._put(self.offset[self.modalities.index(m)], values[m].mean(axis=0))
                 self._put(self.rotation[self.modalities.index(m)], rotation[m])
         for m in seen:
-            code = self(m, raw[m][mask[m]]).double().cpu().numpy()
+            code = self(m, raw[m][mask[m]]).cpu().double().numpy()
             self._put(self.center[self.modalities.index(m)], code.mean(axis=0))
             self._put(self.scale[self.modalities.index(m)], _spread(code))
 

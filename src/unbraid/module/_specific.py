@@ -44,7 +44,7 @@ class ResidualCode(nn.Module):
         self.register_buffer("scale", torch.as_tensor(float(scale)))
         self.register_buffer("center", torch.zeros(k))
         self.register_buffer("spread", torch.ones(k))
-        self.back = nn.Parameter(torch.linalg.pinv(axes.double()).to(axes))
+        self.back = nn.Parameter(torch.linalg.pinv(axes.cpu().double()).to(axes))
         self.encoder, self.decoder = MLP(p + n_condition, k, **options), MLP(k + n_condition, p, **options)
         for network in (self.encoder, self.decoder):
             nn.init.zeros_(network.layers[-1].weight)

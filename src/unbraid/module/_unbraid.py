@@ -310,7 +310,7 @@ class UnbraidModule(PredictsSizes, LinearModule):
             sized.append(self.known_sizes(batch))
         self.fit_sizes(sized)
         for m in self.modalities:
-            x, c = (torch.cat([part[m][k] for part in parts]).double().cpu() for k in (0, 1))
+            x, c = (torch.cat([part[m][k] for part in parts]).cpu().double() for k in (0, 1))
             self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())
         self._build_regressors({m: self.maps[m].components.shape[1] for m in self.modalities})
 
@@ -331,7 +331,7 @@ class UnbraidModule(PredictsSizes, LinearModule):
             r, c = (torch.cat(part) for part in zip(*pairs, strict=True))
             variance = square[m] / max(count[m], 1)
             axes[m] = torch.as_tensor(
-                residual_axes(r.double().cpu().numpy(), c.double().cpu().numpy(), variance, self.n_axes).copy(),
+                residual_axes(r.cpu().double().numpy(), c.cpu().double().numpy(), variance, self.n_axes).copy(),
                 dtype=torch.float32,
             )
             scales[m] = max(float(r.square().mean().sqrt()), 1e-6)

@@ -108,7 +108,7 @@ def diffusion_log_density(predict: Denoiser, x: Tensor, signal: Tensor, *, max_s
     .. [1] Kingma et al. Variational diffusion models. NeurIPS 2021.
     """
     n, d = x.shape
-    ratio = (signal / (1 - signal)).double()
+    ratio = (signal / (1 - signal)).cpu().double()  # not every accelerator has float64
     first = int((ratio > max_snr).sum().clamp(max=len(ratio) - 2))
     reconstruction = -0.5 * d * math.log(2 * math.pi * math.e / float(ratio[first]))
     last = signal[-1]
@@ -117,8 +117,8 @@ def diffusion_log_density(predict: Denoiser, x: Tensor, signal: Tensor, *, max_s
     share = torch.log1p(before) - torch.log1p(after)
     share = share / share.sum()
     drawn = torch.multinomial(share.float(), n, replacement=True)
-    step = first + 1 + drawn
+    step = (first + 1 + drawn).to(x.device)
     a = signal[step].unsqueeze(1)
     noisy = a.sqrt() * x + (1 - a).sqrt() * torch.randn_like(x)
     error = (predict(noisy, step) - x).square().sum(1)
-    return reconstruction - end - ((before - after) / (2 * share))[drawn].to(x.dtype) * error
+    return reconstruction - end - ((before - after) / (2 * share))[drawn].to(x) * error

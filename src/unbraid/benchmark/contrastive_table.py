@@ -9,13 +9,13 @@ Run it with::
 All networks have two layers and 256 hidden units, and every stage about 1,000 steps at a learning rate of 1e-3. Data
 and their division are the same for all seeds, which are those of weights and training.
 
-DisentangledSSL's simulation: accuracy of a logistic probe, on cells that neither the model nor the probe has seen, of the labels of the
-true shared latent (``Y_c``) and of the specific ones (``Y_s1``, ``Y_s2``): from the modalities' shared codes side by
-side (``[Z_c]``), the joint one (``Z_c``), and the specific code of the first modality (``Z_s1``). By chance .5; the row
-``truth`` has the true latents. IndiSeek's simulations: the second modality is the code c, and methods learn both codes
-from the two; the specific code of x by the measures of :mod:`unbraid.benchmark.indiseek`, and R2 of c from the joint
-code. Cells: balanced accuracy of a probe of the cell type. All: leak (nats) and coverage (share of a modality's variance
-that its codes explain) by the scorecard, on a sample of held-out cells.
+DisentangledSSL's simulation: accuracy of a logistic probe, on cells that neither the model nor the probe has seen, of the
+labels of the true shared latent (``Y_c``) and of the specific ones (``Y_s1``, ``Y_s2``): from the modalities' shared
+codes side by side (``[Z_c]``), the joint one (``Z_c``), and the specific code of the first modality (``Z_s1``). By chance
+.5; the row ``truth`` has the true latents. IndiSeek's simulations: the second modality is the code c, and methods learn
+both codes from the two; the specific code of x by the measures of :mod:`unbraid.benchmark.indiseek`, and R2 of c from
+the joint code. Cells: balanced accuracy of a probe of the cell type. All: leak (nats) and coverage (share of a
+modality's variance that its codes explain) by the scorecard, on a sample of held-out cells.
 """
 
 from __future__ import annotations

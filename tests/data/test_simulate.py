@@ -160,6 +160,29 @@ def test_dssl_observations_are_the_private_then_shared_mixture(dssl):
         assert (dssl[name].var["truth"] == "both").all()
 
 
+def test_dssl_noise_is_added_to_the_same_features():
+    clean, noisy = (simulate.disentangled_ssl(20_000, noise=noise, seed=0) for noise in (0.0, 1.0))
+    added = {m: noisy[m].X - clean[m].X for m in clean.mod}
+    for values in added.values():
+        assert values.std(axis=0) == pytest.approx(np.ones(100), abs=0.03)
+        assert np.abs(np.corrcoef(values.T) - np.eye(100)).max() < 0.04
+    assert np.abs(np.corrcoef(added["x1"].ravel(), added["x2"].ravel())[0, 1]) < 0.004
+    assert noisy.obs.equals(clean.obs)
+    assert noisy.uns["simulation"]["parameters"]["noise"] == 1.0
+    # canonical correlations: of the population, by its covariance, and of the sample
+    mixing = noisy.uns["simulation"]["mixing"]
+    within = {m: 0.5 * w.T @ w + np.eye(100) for m, w in mixing.items()}
+    white = {m: np.linalg.inv(np.linalg.cholesky(c)) for m, c in within.items()}
+    between = 0.5 * mixing["x1"][50:].T @ mixing["x2"][50:]
+    expected = np.linalg.svd(white["x1"] @ between @ white["x2"].T, compute_uv=False)[:50]
+    q = {m: np.linalg.qr(noisy[m].X - noisy[m].X.mean(axis=0))[0] for m in noisy.mod}
+    found = np.linalg.svd(q["x1"].T @ q["x2"], compute_uv=False)[:50]
+    assert expected[0] < 0.99
+    np.testing.assert_allclose(found[:40], expected[:40], atol=0.02)
+    with pytest.raises(ValueError, match="`noise` must be a number from 0 on"):
+        simulate.disentangled_ssl(100, noise=-1.0)
+
+
 def test_dssl_draws_in_the_order_of_the_reference():
     mdata = simulate.disentangled_ssl(1_000, seed=3)
     rng = np.random.RandomState(3)

@@ -120,15 +120,17 @@ METHODS = {
 DEFAULT_METHODS = list(METHODS)[: list(METHODS).index("IndiSeek residual") + 1]
 
 
-def load_simulation(n_obs: int) -> MuData:
+def load_simulation(n_obs: int, noise: float = 0.0) -> MuData:
     """The simulation of the released code, and its inputs whitened in ``obsm["whitened"]``.
 
     Parameters
     ----------
     n_obs
         Number of observations, of which a fifth are for testing.
+    noise
+        Standard deviation of that on the features.
     """
-    mdata = simulate.disentangled_ssl(n_obs, seed=0)
+    mdata = simulate.disentangled_ssl(n_obs, noise=noise, seed=0)
     train = (mdata.obs["split"] == "train").to_numpy()
     for adata in mdata.mod.values():
         x = adata.X.astype(np.float64)
@@ -414,6 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--n-obs", type=int, default=10_000, help="of the simulation")
+    parser.add_argument("--noise", type=float, default=0.0, help="on the simulation's features, standard deviation")
     parser.add_argument("--steps", type=int, default=1_000, help="of every stage, about")
     parser.add_argument("--card-obs", type=int, default=2_000, help="cells that a scorecard sees")
     parser.add_argument("--no-card", action="store_true")
@@ -430,7 +433,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif data == "cells":
         mdata, source = load_cells(arguments.data, label), arguments.data.stem
     else:
-        mdata, source = load_simulation(arguments.n_obs), data
+        mdata = load_simulation(arguments.n_obs, arguments.noise)
+        source = f"simulation, noise {arguments.noise:g}" if arguments.noise else "simulation"
     names = []
     for name in arguments.methods:
         if METHODS[name].model and not hasattr(models, METHODS[name].model):

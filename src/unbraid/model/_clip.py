@@ -28,7 +28,8 @@ class CLIP(ContrastiveModel):
     with codes on the unit sphere (Radford et al. 2021; the CLIP row of the DisentangledSSL and
     IndiSeek papers). There is no specific code.
 
-    On the linear simulation of DisentangledSSL :class:`LinearSplit` reads more of what is shared and leaks less.
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` reads more of what is shared and leaks less;
+    on three CITE-seq sets its codes cover more of both modalities.
 
     Parameters
     ----------

@@ -149,7 +149,8 @@ class CoMM(ContrastiveModel):
     The shared code of a modality is the cell fused from this modality alone, the joint one from all
     that the cell has; both are taken before the projection head and have no fixed length.
 
-    On the linear simulation of DisentangledSSL :class:`LinearSplit` reads more of what is shared.
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` reads more of what is shared; on three CITE-seq
+    sets its codes cover more of both modalities.
 
     Parameters
     ----------

@@ -276,7 +276,7 @@ class FactorCL(ContrastiveModel):
     than two modalities bounds between modalities are averaged over their pairs, those within are summed.
 
     On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure, and the specific code
-    reads what is shared better than what is specific.
+    reads what is shared better than what is specific; on three CITE-seq sets its codes cover more and leak less.
 
     Parameters
     ----------

@@ -26,7 +26,8 @@ class FactorizedCL(ContrastiveModel):
 
     the variant of FactorCL that IndiSeek [1]_ compares with: the reconstruction is replaced by a contrast.
 
-    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure; on three CITE-seq
+    sets its codes cover more of both modalities, and on two of them (1,000 and 6,855 cells) they leak less.
 
     Parameters
     ----------

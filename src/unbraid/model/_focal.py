@@ -79,7 +79,7 @@ class FOCAL(ContrastiveModel):
     modalities take the cells that have both.
 
     On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure, and the specific code
-    reads what is shared better than what is specific.
+    reads what is shared better than what is specific; on three CITE-seq sets its codes cover more and leak less.
 
     Parameters
     ----------

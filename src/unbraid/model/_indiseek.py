@@ -142,7 +142,8 @@ class IndiSeek(ContrastiveModel):
     small one for independent ones. With more than two modalities :math:`c_n` is the mean of the
     shared codes of the other modalities that the cell has.
 
-    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure; on three CITE-seq
+    sets its codes cover more of both modalities, and on two of them (1,000 and 6,855 cells) they leak less.
 
     Parameters
     ----------

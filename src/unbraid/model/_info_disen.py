@@ -27,7 +27,9 @@ class InfoDisen(ContrastiveModel):
     the variant of DisentangledSSL that IndiSeek [1]_ compares with. :math:`c_n` is the mean shared code of the other
     modalities that the cell has.
 
-    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure; on three CITE-seq
+    sets its codes cover more of both modalities, and on two of them (1,000 and 6,855 cells) its protein codes
+    leak less.
 
     Parameters
     ----------

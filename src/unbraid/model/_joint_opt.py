@@ -44,7 +44,8 @@ class JointOpt(ContrastiveModel):
     specific information out of them. With more than two modalities :math:`L_c` averages over their pairs, each on the
     cells that have both, and :math:`c_n` is the mean of the other modalities that the cell has.
 
-    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure.
+    On the linear simulation of DisentangledSSL :class:`LinearSplit` is better in every measure; on three CITE-seq
+    sets its codes cover more of both modalities, and on two of them (1,000 and 6,855 cells) they leak less.
 
     Parameters
     ----------

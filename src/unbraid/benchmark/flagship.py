@@ -295,20 +295,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         mdata = load(row["seed"])
-        if row["method"] in JOINT:
-            start = time.process_time()
-            codes = JOINT[row["method"]](mdata, arguments.steps, row["seed"])
-            seconds = time.process_time() - start
-            yield {**row, **data_row(codes, mdata, principal_targets(mdata)), "CPU seconds": seconds}
-            return
-        start = time.process_time()
-        # the input transforms of the simulation, and the widths of its codes
-        model = fit(mdata, row["method"], data="cells", steps=arguments.steps, seed=row["seed"])
+        start, name, model, codes = time.process_time(), row["method"], None, None
+        if name in JOINT:
+            codes = JOINT[name](mdata, arguments.steps, row["seed"])
+        else:  # the input transforms of the simulation, and the widths of its codes
+            model = fit(mdata, name, data="cells", steps=arguments.steps, seed=row["seed"])
         seconds = time.process_time() - start
         if kind == "simulation":
             found = simulation_row(model, mdata)
         else:
-            found = data_row(codes_of(model, mdata), mdata, principal_targets(mdata), model, row["seed"])
+            codes = codes or codes_of(model, mdata)
+            found = data_row(codes, mdata, principal_targets(mdata), model, row["seed"])
         if isinstance(model, Unbraid):
             found["chosen"] = model.report().chosen
         yield {**row, **found, "CPU seconds": seconds}

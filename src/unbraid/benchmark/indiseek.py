@@ -147,6 +147,7 @@ def measure(model: ContrastiveModel, mdata: MuData, seed: int) -> dict[str, floa
     train = (mdata.obs["split"] == "train").to_numpy()
     x, c = mdata["x"].X, mdata.obsm["true_shared"]
     private = mdata["x"].obsm["true_specific"]
+    model.to_device("cpu")  # where the batches are made
     module = model.module
 
     def encode(values: np.ndarray) -> np.ndarray:

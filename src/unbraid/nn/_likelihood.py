@@ -58,7 +58,9 @@ class LikelihoodDecoder(nn.Module):
         is not needed; a given one multiplies both means by :math:`\ell / \sum_f \bar x_f`.
 
     The last layer of the network starts at zero, so that at first every cell has the mean profile :math:`\bar x`
-    (``"zinb"``: less the inflation; ``"categorical"``: all categories alike).
+    (``"zinb"``: less the inflation; ``"categorical"``: all categories alike). Learned scales, dispersions and backgrounds
+    move ten times as fast as weights, so that they get far enough in a few hundred steps; learning rates above .01 are
+    too fast for them.
 
     Parameters
     ----------

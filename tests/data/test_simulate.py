@@ -22,6 +22,7 @@ SIMULATORS = {
         150, n_genes=60, n_proteins=12, n_peaks=40, missing={"rna": 0.3, "prot": 0.2}, seed=seed
     ),
     "nonlinear": lambda seed=0: simulate.nonlinear(120, modalities=3, missing=0.4, seed=seed),
+    "two_factors": lambda seed=0: simulate.two_factors(120, missing=0.4, seed=seed),
 }
 every_simulator = pytest.mark.parametrize("make", SIMULATORS.values(), ids=SIMULATORS.keys())
 

@@ -14,6 +14,7 @@ from anndata import AnnData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
 ARRAY_KEY = "unbraid_array"  # in `uns`: what a row is when it is no list of features
@@ -242,6 +243,32 @@ def pair(mod: Mapping[str, AnnData], obs: pd.DataFrame) -> mudata.MuData:
         for column in obs:
             mdata.obs[column] = obs[column].reindex(mdata.obs_names)
     return mdata
+
+
+def read_picture(path: Path, size: int) -> tuple[np.ndarray, int]:
+    """An image file as bytes ``(3, size, size)``, and its width in pixels.
+
+    Parameters
+    ----------
+    path
+        The file.
+    size
+        Height and width to scale it to.
+
+    Raises
+    ------
+    ValueError
+        If it is no complete image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            width = picture.width
+            scaled = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except OSError as error:
+        raise ValueError(f"{path} is no complete image: {error}. Unpack it anew.") from error
+    return np.asarray(scaled).transpose(2, 0, 1), width
 
 
 # ---- helpers ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from unbraid._messages import check_whole, suggest
-from unbraid.data._arrays import images, pair, text
+from unbraid.data._arrays import images, pair, read_picture, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,8 +111,6 @@ def cub_captions(
     obs["category"] = _categories(table["species"], categories)
     is_train = _read_table(folder / "train_test_split.txt", ["train"])["train"].reindex(table.index) == "1"
 
-    from PIL import Image
-
     pictures = np.empty((len(table), 3, size, size), dtype=np.uint8)
     widths = np.empty(len(table))
     caption_files, texts = {_numbers(file): file for file in caption_folder.glob("*/*.txt")}, []
@@ -120,13 +118,7 @@ def cub_captions(
         if _numbers(Path(name)) not in caption_files:
             raise FileNotFoundError(f"{caption_folder} has no captions of {name}. Download {_SOURCES['captions']}.")
         texts += _read_captions(caption_files[_numbers(Path(name))], n_captions)
-        try:
-            with Image.open(folder / "images" / name) as picture:
-                widths[i] = picture.width
-                scaled = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-        except OSError as error:
-            raise ValueError(f"{folder / 'images' / name} is no complete image: {error}. Unpack it anew.") from error
-        pictures[i] = np.asarray(scaled).transpose(2, 0, 1)
+        pictures[i], widths[i] = read_picture(folder / "images" / name, size)
 
     obs["direction"] = _directions(folder / "parts", pd.Series(widths, index=table.index))
     obs["split"] = _split(obs["category"].notna().to_numpy(), np.random.default_rng(seed))

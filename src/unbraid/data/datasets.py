@@ -21,11 +21,24 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
+from unbraid.data._celeba import celeba_hq
 from unbraid.data._cub import cub_captions
+from unbraid.data._cubicc import cubicc
+from unbraid.data._ddmnist import ddmnist
 from unbraid.data._polymnist import polymnist_quadrant
 from unbraid.data._tcga import tcga_mortality
 
-__all__ = ["bone_marrow_citeseq", "cub_captions", "pbmc5k_citeseq", "polymnist_quadrant", "read_10x", "tcga_mortality"]
+__all__ = [
+    "bone_marrow_citeseq",
+    "celeba_hq",
+    "cub_captions",
+    "cubicc",
+    "ddmnist",
+    "pbmc5k_citeseq",
+    "polymnist_quadrant",
+    "read_10x",
+    "tcga_mortality",
+]
 
 # 10x Genomics, 5k PBMC with 31 TotalSeq-B antibodies, v3 chemistry, Cell Ranger 3.0.2 (CC BY 4.0)
 _PBMC5K_URL = (

@@ -6,6 +6,8 @@ from unbraid.data._dataset import CachedDataset, MultimodalDataset
 from unbraid.data._fields import ModalityField, positions, registry_key
 from unbraid.data._loader import MAX_VALIDATION_OBS, BlockSampler, MultimodalDataModule, block_loader, split_indices
 from unbraid.data._manager import MultimodalManager, build_fields
+from unbraid.data._pair_batches import PairDataset
+from unbraid.data._pairs import Pairs, check_consistent, close_pairs, components, pairs_of_matrix, read_pairs
 
 __all__ = [
     "MAX_VALIDATION_OBS",
@@ -15,11 +17,18 @@ __all__ = [
     "MultimodalDataModule",
     "MultimodalDataset",
     "MultimodalManager",
+    "PairDataset",
+    "Pairs",
     "block_loader",
     "build_fields",
+    "check_consistent",
+    "close_pairs",
+    "components",
     "datasets",
     "images",
+    "pairs_of_matrix",
     "positions",
+    "read_pairs",
     "registry_key",
     "simulate",
     "split_indices",

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from unbraid._messages import check_whole
+from unbraid.data._pair_batches import PairDataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +166,7 @@ class MultimodalDataModule(LightningDataModule):
     Parameters
     ----------
     dataset
-        Cells of a registered MuData.
+        Cells of a registered MuData; pairs of cells, if it has any, come with shuffled training cells only.
     parts
         Result of :func:`split_indices`.
     batch_size
@@ -180,7 +181,7 @@ class MultimodalDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: MultimodalDataset,
+        dataset: MultimodalDataset | PairDataset,
         parts: dict[str, np.ndarray],
         batch_size: int,
         *,
@@ -190,6 +191,7 @@ class MultimodalDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset, self.parts, self.batch_size = dataset, parts, batch_size
+        self.cells = dataset.cells if isinstance(dataset, PairDataset) else dataset
         self.drop_last, self.seed, self.loader_kwargs = drop_last, seed, loader_kwargs
 
     def _loader(self, part: str, *, shuffle: bool, seed: int) -> DataLoader:
@@ -197,7 +199,7 @@ class MultimodalDataModule(LightningDataModule):
         sampler = BlockSampler(
             self.parts[part], self.batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, share=True
         )
-        return block_loader(self.dataset, sampler, **self.loader_kwargs)
+        return block_loader(self.dataset if shuffle else self.cells, sampler, **self.loader_kwargs)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training cells."""
@@ -210,7 +212,7 @@ class MultimodalDataModule(LightningDataModule):
     def whole_dataloader(self, part: str = "train") -> DataLoader:
         """All cells of a part once, in their own order; under distributed training in every process."""
         sampler = BlockSampler(self.parts[part], self.batch_size)
-        return block_loader(self.dataset, sampler, **self.loader_kwargs)
+        return block_loader(self.cells, sampler, **self.loader_kwargs)
 
     def val_dataloader(self) -> DataLoader | list:
         """Validation cells in their own order; empty without a validation part."""

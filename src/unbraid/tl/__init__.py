@@ -1,7 +1,17 @@
 """What embeddings say about cells, features and each other. For any embedding, whichever model made it."""
 
+from unbraid.tl._constrained_kmeans import constrained_kmeans
 from unbraid.tl._feature_verdict import feature_verdict
 from unbraid.tl._modality_weights import modality_weights
+from unbraid.tl._relevant_components import relevant_components
+from unbraid.tl._suggest_pairs import suggest_pairs
 from unbraid.tl._support import support
 
-__all__ = ["feature_verdict", "modality_weights", "support"]
+__all__ = [
+    "constrained_kmeans",
+    "feature_verdict",
+    "modality_weights",
+    "relevant_components",
+    "suggest_pairs",
+    "support",
+]

@@ -7,6 +7,7 @@ from unbraid.nn._fusion import FusionTransformer
 from unbraid.nn._image import ResNetDecoder, ResNetEncoder
 from unbraid.nn._input import COUNT_LIKELIHOODS, InputLayer, InputTransform, Likelihood, ModalitySpec
 from unbraid.nn._likelihood import LikelihoodDecoder, expected_values, log_likelihood, null_deviance
+from unbraid.nn._mixture_prior import MixturePrior, ProductPrior
 from unbraid.nn._mlp import MLP
 from unbraid.nn._per_modality import PerModality
 from unbraid.nn._posterior import (
@@ -38,6 +39,7 @@ __all__ = [
     "Likelihood",
     "LikelihoodDecoder",
     "MLP",
+    "MixturePrior",
     "ModalitySpec",
     "NoiseDropout",
     "PairCritic",
@@ -45,6 +47,7 @@ __all__ = [
     "Posterior",
     "PosteriorEncoder",
     "Prior",
+    "ProductPrior",
     "ResNetDecoder",
     "ResNetEncoder",
     "ScaleForm",

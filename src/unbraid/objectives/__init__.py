@@ -9,6 +9,7 @@ gradients, for empty batches, single samples and zero vectors.
 """
 
 from unbraid.objectives._club import club, gaussian_nll, nce_bound, nce_club
+from unbraid.objectives._common_cause import different_components, same_component
 from unbraid.objectives._correlation import barlow_twins, canonical_correlation, vicreg
 from unbraid.objectives._diffusion import denoising_loss, diffusion_log_density, sigmoid_schedule
 from unbraid.objectives._distance_correlation import distance_correlation
@@ -31,6 +32,7 @@ __all__ = [
     "club",
     "denoising_loss",
     "density_ratio",
+    "different_components",
     "diffusion_log_density",
     "discrimination",
     "distance_correlation",
@@ -45,6 +47,7 @@ __all__ = [
     "normal_kl",
     "nt_xent",
     "orthogonality",
+    "same_component",
     "scaled_squared_error",
     "sigmoid_schedule",
     "vicreg",

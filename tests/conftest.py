@@ -102,6 +102,7 @@ _club = {"independence_options": {"club": {"n_hidden": 8, "n_layers": 2}}}
 _factor = {**_both, "n_embedding": 4, "critic_n_hidden": 8}
 _spheres = ("joint", "shared")
 _diffusion = {"n_hidden": 8, "n_steps": 20}
+_dual = {"n_task": 2, "n_residual": 2, "n_specific": 3, "n_clusters": 3, "n_hidden": 8, "lr": 0.01}
 _captured = {"lambda_": ("specific_info_nce", "information")}
 
 # One line here gives a model the whole battery.
@@ -172,6 +173,16 @@ MODELS = [
         ub.model.SwapVAE,
         {**_both, "independence": {"hsic": 1.0, "adversarial": 1.0}, "diffusion_options": _diffusion},
         _quick,
+    ),
+    ModelCase(
+        ub.model.CMVAE, {**_both, "n_clusters": 3}, _quick, weights={"beta": ("divergence", "_sampled_divergence")}
+    ),
+    ModelCase(ub.model.DL2, _dual, _quick),
+    ModelCase(
+        ub.model.DL2,
+        {**_dual, "estimator": "dreg", "n_importance": 2, "coupled": True, "place_clusters": False},
+        _quick,
+        name="DL2-coupled",
     ),
     ModelCase(ub.model.CoMM, {**_small, "n_projection_hidden": 8, "n_projection": 4}, _quick),
 ]

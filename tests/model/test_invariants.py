@@ -308,7 +308,8 @@ def test_latents_are_written_where_they_belong(case, make_mdata, tmp_path):
     mdata = make_mdata(missing=0.2)
     model = case.fit(mdata, BATCH)
     assert model.write_latent() is mdata
-    expected = {"Z_c", "Z_s"} if "specific" in model.module.kinds else {"Z_c"}
+    keys = {"shared": "Z_c", "task": "Z_t", "residual": "Z_r", "specific": "Z_s"}
+    expected = {keys[kind] for kind in model.module.kinds}
     np.testing.assert_array_equal(mdata.obsm["Z_c"], model.get_latent_representation())
     for m, adata in mdata.mod.items():
         assert {key for key in adata.obsm if key.startswith("Z")} == expected
@@ -317,7 +318,7 @@ def test_latents_are_written_where_they_belong(case, make_mdata, tmp_path):
             if name not in adata.obs_names or number % 7:
                 continue
             row = adata.obs_names.get_loc(name)
-            for key, kind in {"Z_c": "shared", "Z_s": "specific"}.items():
+            for kind, key in keys.items():
                 if key in expected:
                     one = model.get_latent_representation(kind=kind, modality=m, indices=[number])
                     np.testing.assert_allclose(adata.obsm[key][row], one[0], atol=1e-5)

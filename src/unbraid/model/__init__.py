@@ -2,8 +2,10 @@
 
 from unbraid.model import base
 from unbraid.model._clip import CLIP
+from unbraid.model._cmvae import CMVAE
 from unbraid.model._comm import CoMM
 from unbraid.model._disentangled_ssl import DisentangledSSL
+from unbraid.model._dl2 import DL2
 from unbraid.model._dmvae import DMVAE
 from unbraid.model._factor_cl import FactorCL
 from unbraid.model._factorized_cl import FactorizedCL
@@ -22,7 +24,9 @@ from unbraid.model._unbraid_report import UnbraidReport
 
 __all__ = [
     "CLIP",
+    "CMVAE",
     "CoMM",
+    "DL2",
     "DMVAE",
     "DisentangledSSL",
     "FOCAL",

@@ -1,6 +1,7 @@
 """The torch side of each family: a batch in, latents and named loss terms out."""
 
 from unbraid.module._base import InnerLoop, Kind, Latents, SplitModule, Stage, on_present_rows, total_loss
+from unbraid.module._clustered_vae import ClusteredVAE, DualLevelVAE
 from unbraid.module._conditional import ConditionalContrast, ConditionalModule
 from unbraid.module._contrastive import ContrastiveModule
 from unbraid.module._disentangled_vae import DisentangledVAE
@@ -10,10 +11,12 @@ from unbraid.module._multimodal_vae import MultimodalVAE
 from unbraid.module._views import JointModule, ViewsModule
 
 __all__ = [
+    "ClusteredVAE",
     "ConditionalContrast",
     "ConditionalModule",
     "ContrastiveModule",
     "DisentangledVAE",
+    "DualLevelVAE",
     "Independence",
     "InnerLoop",
     "JointModule",

@@ -206,6 +206,11 @@ class SplitModule(BaseModuleClass):
         return ("shared", "specific")
 
     @property
+    def shared_slices(self) -> dict[Kind, slice]:
+        """Where in the shared code its parts are, if it has any."""
+        return {}
+
+    @property
     @abstractmethod
     def stages(self) -> list[Stage]:
         """Stages of training, in order."""

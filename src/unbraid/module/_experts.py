@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -10,6 +10,8 @@ from unbraid.nn import Posterior, product_of_experts, subsets
 from unbraid.objectives import mixture_log_density
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 ExpertsKind = Literal["moe", "poe", "mopoe"]
@@ -17,14 +19,54 @@ PriorExpert = Literal["joint", "all", "none"]
 MAX_SUBSETS_OF = 10
 
 
+class Drawn(NamedTuple):
+    """Samples of the posteriors of a batch, for S sources of z and K samples of each.
+
+    Attributes
+    ----------
+    components, exists
+        Posteriors ``(C, n, d)`` that make up q(z | X), and which of them a cell has, ``(C, n)``.
+    sources, rows
+        Those that z was drawn from, ``(S, n, d)``, and which of them a cell has, ``(S, n)``.
+    present
+        Which modalities a cell has, ``(M, n)``.
+    shared
+        Samples of z, ``(K, S, n, d)``.
+    decoded
+        Per decoded modality, w beside them, ``(K, S, n, d)``.
+    own
+        The samples of the posteriors of w among these: one tensor ``(K, M, n, d)`` where w follows the source, and one
+        per modality, ``(K, S, n, d)``, where it follows the target.
+    """
+
+    components: Posterior
+    exists: Tensor
+    sources: Posterior
+    rows: Tensor
+    present: Tensor
+    shared: Tensor
+    decoded: dict[str, Tensor]
+    own: list[Tensor]
+
+
 class MixtureOfExperts:
     r"""MMVAE: :math:`q(z \mid X) = \frac{1}{|O|} \sum_{m \in O} q(z \mid x_m)`.
 
     ``components`` are the experts, ``sources`` the posteriors whose samples are decoded: here the same.
+
+    Parameters
+    ----------
+    parts
+        Dimensions of parts of z, each with a mixture of its own: :math:`q(z \mid X)` is then their product. None: one
+        mixture of the whole.
     """
 
     mean_over_sources = True
     closed_form = False
+    parts: tuple[int, ...] = ()
+
+    def __init__(self, parts: Sequence[int] = ()) -> None:
+        self.parts = tuple(parts)
 
     def components(self, experts: Posterior, present: Tensor) -> tuple[Posterior, Tensor]:
         """Posteriors ``(C, n, d)`` and which of them a cell has, ``(C, n)``, of those of the modalities ``(M, n, d)``."""
@@ -36,8 +78,12 @@ class MixtureOfExperts:
 
     def log_density(self, z: Tensor, components: Posterior, exists: Tensor) -> Tensor:
         """Log q(z | X) of samples ``(K, S, n, d)``, ``(K, S, n)``."""
-        each = Posterior(components.mean.unsqueeze(1), components.scale.unsqueeze(1), components.family)
-        return mixture_log_density(each.log_density(z.unsqueeze(1)), exists.unsqueeze(1), dim=1)
+        parts = self.parts or (z.shape[-1],)
+        total = 0.0
+        for x, mean, scale in zip(*(t.split(parts, -1) for t in (z, components.mean, components.scale)), strict=True):
+            each = Posterior(mean.unsqueeze(1), scale.unsqueeze(1), components.family)
+            total = total + mixture_log_density(each.log_density(x.unsqueeze(1)), exists.unsqueeze(1), dim=1)
+        return total
 
     def joint(self, experts: Posterior, present: Tensor) -> Posterior:
         """One posterior of the cell, ``(n, d)``: mean of the experts' means, and of their scales."""
@@ -127,7 +173,9 @@ class MixtureOfProducts(ProductOfExperts):
     log_density = MixtureOfExperts.log_density
 
 
-def make_experts(kind: ExpertsKind, n_modalities: int, prior_expert: PriorExpert) -> MixtureOfExperts:
+def make_experts(
+    kind: ExpertsKind, n_modalities: int, prior_expert: PriorExpert, parts: Sequence[int] = ()
+) -> MixtureOfExperts:
     """The experts of a name.
 
     Parameters
@@ -138,7 +186,9 @@ def make_experts(kind: ExpertsKind, n_modalities: int, prior_expert: PriorExpert
         Number of modalities.
     prior_expert
         Of products.
+    parts
+        Of a mixture of experts.
     """
     if kind == "moe":
-        return MixtureOfExperts()
+        return MixtureOfExperts(parts)
     return ProductOfExperts(prior_expert) if kind == "poe" else MixtureOfProducts(n_modalities, prior_expert)

@@ -9,7 +9,7 @@ from torch import nn
 
 from unbraid._messages import check_option
 from unbraid.module._base import Latents, SplitModule, Stage, on_present_rows, total_loss
-from unbraid.module._experts import ExpertsKind, PriorExpert, make_experts
+from unbraid.module._experts import Drawn, ExpertsKind, PriorExpert, make_experts
 from unbraid.module._networks import Networks, decoder_of, encoder_of
 from unbraid.module._sizes import PredictsSizes
 from unbraid.nn import (
@@ -58,6 +58,10 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         The modalities.
     n_shared, n_specific
         Dimensions of z and of every :math:`w_m`; ``n_specific=0`` leaves :math:`w_m` out.
+    shared_parts
+        Dimensions of the parts that z is made of, by name; encoders have a head for each. One part by default.
+    coupled
+        Whether the mixture of experts is one of z (default) or of every part of it.
     experts
         What :math:`q(z \mid X)` is and which sources are decoded: ``"moe"``, ``"poe"``, ``"mopoe"``; see
         :class:`MixtureOfExperts`, :class:`ProductOfExperts`, :class:`MixtureOfProducts`.
@@ -100,6 +104,8 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         n_shared: int,
         n_specific: int = 0,
         *,
+        shared_parts: Mapping[str, int] | None = None,
+        coupled: bool = True,
         experts: ExpertsKind = "moe",
         prior_expert: PriorExpert = "joint",
         specific: Specific = "auxiliary",
@@ -146,7 +152,9 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         if prior_scale <= 0:
             raise ValueError(f"`prior_scale` must be positive, got {prior_scale}.")
         self.n_shared, self.n_specific = n_shared, n_specific
-        self.experts = make_experts(experts, len(specs), prior_expert)
+        self.shared_parts = dict(shared_parts or {"z": n_shared})
+        parts = () if coupled else tuple(self.shared_parts.values())
+        self.experts = make_experts(experts, len(specs), prior_expert, parts)
         self.specific, self.swap = specific, swap
         self.crosses = n_specific > 0 and specific == "auxiliary"
         self.family, self.posterior_scale = posterior, posterior_scale
@@ -159,7 +167,7 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         self.optimisation = {"lr": lr, "weight_decay": weight_decay, "schedule": schedule}
 
         sizes = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, "dropout": dropout}
-        latents = {"z": n_shared} | ({"w": n_specific} if n_specific else {})
+        latents = self.shared_parts | ({"w": n_specific} if n_specific else {})
         bodies = {
             s.name: encoder_of(encoders, s, self.n_covariates if encode_covariates else 0, **sizes) for s in specs
         }
@@ -251,10 +259,16 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         z, w = {}, {}
         for m, x in self.inputs(batch).items():
             output = on_present_rows(self.encoders[m], batch["mask"][m], self.encoder_inputs(x, batch))
-            found = self.encoders[m].posteriors(output)
-            z[m] = found["z"]
-            w |= {m: found["w"]} if "w" in found else {}
+            z[m], *own = self.encoded(m, output)
+            w |= {m: own[0]} if own else {}
         return z, w
+
+    def encoded(self, modality: str, output: Tensor) -> list[Posterior]:
+        """Posterior of z, and of w if there is one, from what a modality's encoder gave."""
+        found = self.encoders[modality].posteriors(output)
+        parts = [found.pop(name) for name in self.shared_parts]
+        mean, scale = (torch.cat([getattr(q, name) for q in parts], dim=-1) for name in ("mean", "scale"))
+        return [Posterior(mean, scale, self.family), *found.values()]
 
     def encoder_inputs(self, x: Tensor, batch: dict, cells: Tensor | None = None) -> Tensor:
         """Transformed values, with the covariates of these cells beside them if encoders get any."""
@@ -302,35 +316,43 @@ class MultimodalVAE(PredictsSizes, SplitModule):
 
     def bound_terms(self, batch: dict, z: dict[str, Posterior], w: dict[str, Posterior]) -> Terms:
         """Minus the bound: apart in reconstruction and divergence for ``"elbo"``, else as one."""
-        present = self.present(batch)
+        drawn = self.draw(z, w, self.present(batch))
+        return self.bound_of(self._likelihoods(batch, drawn), drawn, w, self.experts.log_density)
+
+    def draw(self, z: Mapping[str, Posterior], w: Mapping[str, Posterior], present: Tensor) -> Drawn:
+        """Sample the posteriors."""
         components, exists = self.experts.components(self.stacked(z), present)
         sources, rows = self.experts.sources(components, exists)
-        shared = sources.sample(self.n_importance)  # (K, S, n, d)
-        decoded, own = self._specific_samples(w, rows)
-        likelihood = self._likelihoods(batch, shared, decoded, rows)
+        shared = sources.sample(self.n_importance)
+        return Drawn(components, exists, sources, rows, present, shared, *self._specific_samples(w, rows))
+
+    def bound_of(self, likelihood: Tensor, drawn: Drawn, w: Mapping[str, Posterior], log_posterior: Callable) -> Terms:
+        """Minus the bound, from the log-likelihoods of samples ``(K, S, n)``.
+
+        ``log_posterior`` gives log q(z | X) of samples, components and which of them exist.
+        """
         mean = lambda values, rows: self._over_sources(values, rows).mean()
         if self.closed_form:
-            divergence = lambda: mean(*self._closed_divergence(components, exists, w, present))
+            divergence = lambda: mean(*self._closed_divergence(drawn, w))
         else:
-            divergence = lambda: mean(
-                self._sampled_divergence(shared, own, components, exists, w, present, rows).mean(0), rows
-            )
+            divergence = lambda: mean(self._sampled_divergence(drawn, w, log_posterior).mean(0), drawn.rows)
         if self.estimator == "elbo":
             return {
-                "reconstruction": (1.0, lambda: -mean(likelihood.mean(0), rows)),
+                "reconstruction": (1.0, lambda: -mean(likelihood.mean(0), drawn.rows)),
                 "divergence": (self.beta, divergence),
             }
 
         def bound() -> Tensor:
             dreg = self.estimator == "dreg"
-            posteriors = {m: q.detached() for m, q in w.items()} if dreg else w
-            ratio = self._sampled_divergence(shared, own, components, exists, posteriors, present, rows)
+            ratio = self._sampled_divergence(
+                drawn, {m: q.detached() for m, q in w.items()} if dreg else w, log_posterior
+            )
             if dreg:  # of the density of a mixture only the part of the expert that was sampled acts through the sample
-                score = sources.log_density(shared.detach()).masked_fill(~rows, 0.0)
+                score = drawn.sources.log_density(drawn.shared.detach()).masked_fill(~drawn.rows, 0.0)
                 ratio = ratio - (score - score.detach())
-            samples = [shared, *own]
+            samples = [drawn.shared, *drawn.own]
             return -mean(
-                evidence_bound(likelihood - self.beta * ratio, estimator=self.estimator, samples=samples), rows
+                evidence_bound(likelihood - self.beta * ratio, estimator=self.estimator, samples=samples), drawn.rows
             )
 
         return {"bound": (1.0, bound)}
@@ -341,11 +363,7 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         return total / rows.sum(0).clamp(min=1) if self.experts.mean_over_sources else total
 
     def _specific_samples(self, w: Mapping[str, Posterior], rows: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Per decoded modality, w beside the z of every source, ``(K, S, n, d)``; and the posteriors' own samples.
-
-        The own samples are one tensor ``(K, M, n, d)`` where w follows the source, and one per modality, ``(K, S, n,
-        d)``, where it follows the target.
-        """
+        """``decoded`` and ``own`` of what is drawn."""
         n_samples, (n_sources, n) = self.n_importance, rows.shape
         if not w:
             return dict.fromkeys(self.modalities, self.prior.mean.new_zeros(n_samples, n_sources, n, 0)), []
@@ -364,8 +382,9 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         scale = scale_of(self.auxiliary_scales[k], self.posterior_scale)
         return Posterior(torch.zeros_like(scale), scale, self.family)
 
-    def _likelihoods(self, batch: dict, z: Tensor, w: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    def _likelihoods(self, batch: dict, drawn: Drawn) -> Tensor:
         """Weighted sum over the modalities of log p(x_d | z, w_d), ``(K, S, n)``; 0 where a source is missing."""
+        z, w, rows = drawn.shared, drawn.decoded, drawn.rows
         total = z.new_zeros(z.shape[:-1])
         for k, m in enumerate(self.modalities):
             if not self.likelihood_weights[m]:
@@ -374,12 +393,15 @@ class MultimodalVAE(PredictsSizes, SplitModule):
             total = total + self.likelihood_weights[m] * self._likelihood(m, latent, rows, batch)
         return total
 
-    def _likelihood(self, m: str, latent: Tensor, rows: Tensor, batch: dict) -> Tensor:
-        """Log p(x_m | z, w_m) of latents ``(K, S, n, d)``, ``(K, S, n)``; 0 where source or modality is missing."""
+    def _likelihood(self, m: str, latent: Tensor, rows: Tensor, batch: dict, own: bool = True) -> Tensor:
+        """Log p(x_m | z, w_m) of latents ``(K, S, n, d)``, ``(K, S, n)``; 0 where source or modality is missing.
+
+        ``own`` says whether the source that is m itself has its own w there.
+        """
         chosen = rows & batch["mask"][m]
         source, cells = (index.repeat(len(latent)) for index in chosen.nonzero().unbind(1))
         # of another source it is the auxiliary w that is far off, not the values that are noisy
-        learns_scale = source == self.modalities.index(m) if self.own_scale and self.crosses else None
+        learns_scale = (source == self.modalities.index(m)) & own if self.own_scale and self.crosses else None
         distribution = self.decode(m, latent[:, chosen].flatten(0, 1), batch, cells, learns_scale)
         values = latent.new_zeros(latent.shape[:-1])
         values[:, chosen] = log_likelihood(distribution, batch["x"][m][cells]).view(len(latent), -1)
@@ -453,24 +475,22 @@ class MultimodalVAE(PredictsSizes, SplitModule):
             found[m] = self.joint_posterior(z, present).mean, known
         return found
 
-    def _closed_divergence(self, components, exists, w, present) -> tuple[Tensor, Tensor]:
-        value = normal_kl(components.mean, components.scale, self.prior.scale)
+    def _closed_divergence(self, drawn: Drawn, w: Mapping[str, Posterior]) -> tuple[Tensor, Tensor]:
+        value = normal_kl(drawn.components.mean, drawn.components.scale, self.prior.scale)
         for k, (m, q) in enumerate(w.items()):
-            value = value + normal_kl(q.mean, q.scale, self.specific_priors[m].scale) * present[k]
-        return value, exists
+            value = value + normal_kl(q.mean, q.scale, self.specific_priors[m].scale) * drawn.present[k]
+        return value, drawn.exists
 
-    def _sampled_divergence(
-        self, z: Tensor, own: list[Tensor], components: Posterior, exists: Tensor, w: Mapping, present: Tensor, rows
-    ) -> Tensor:
+    def _sampled_divergence(self, drawn: Drawn, w: Mapping[str, Posterior], log_posterior: Callable) -> Tensor:
         """Log q(z | X) q(w | x) / p(z) p(w) of the samples, ``(K, S, n)``."""
-        value = self.experts.log_density(z, components, exists) - self.prior_density(z)
+        value = log_posterior(drawn.shared, drawn.components, drawn.exists) - self.prior_density(drawn.shared)
         ratios = lambda m, q, sample: q.log_density(sample) - self.specific_prior_density(m, sample)
         if w and self.specific == "auxiliary":
-            value = value + torch.stack([ratios(m, q, own[0][:, k]) for k, (m, q) in enumerate(w.items())], dim=1)
+            value = value + torch.stack([ratios(m, q, drawn.own[0][:, k]) for k, (m, q) in enumerate(w.items())], dim=1)
         elif w:
             for k, (m, q) in enumerate(w.items()):
-                value = value + ratios(m, q, own[k]).masked_fill(~present[k], 0.0)
-        return value.masked_fill(~rows, 0.0)
+                value = value + ratios(m, q, drawn.own[k]).masked_fill(~drawn.present[k], 0.0)
+        return value.masked_fill(~drawn.rows, 0.0)
 
     def prior_density(self, z: Tensor) -> Tensor:
         """Log p(z)."""

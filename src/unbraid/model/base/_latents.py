@@ -71,7 +71,8 @@ class LatentMixin:
             are matched by name, and modalities may be missing.
         kind
             ``"shared"`` or ``"specific"`` (or ``"joint"``, the shared code of the cell from whichever
-            modalities it has, which is also ``"shared"`` without a ``modality``).
+            modalities it has, which is also ``"shared"`` without a ``modality``). Where the shared code has parts, also
+            ``"task"`` and ``"residual"``, of the cell or of a modality.
         modality
             Whose code.
         give_mean
@@ -109,11 +110,13 @@ class LatentMixin:
             if indices is None:
                 rows = rows[np.argsort(in_modality[rows])]
         values = []
+        part = self.module.shared_slices.get(kind, slice(None))
         for batch, latents in self._encode(mdata, rows, batch_size, give_mean=give_mean):
             if modality is None:
-                values.append(latents.joint)
+                values.append(latents.joint[:, part])
                 continue
-            code, mask = getattr(latents, kind)[modality], batch["mask"][modality]
+            codes = latents.specific if kind == "specific" else latents.shared
+            code, mask = codes[modality][:, part], batch["mask"][modality]
             values.append(code if mask.all() else code.masked_fill(~mask.unsqueeze(1), torch.nan))
         return torch.cat(values).float().cpu().numpy()
 
@@ -191,8 +194,9 @@ class LatentMixin:
         """Write the latents into the MuData, where scanpy finds them.
 
         ``mdata.obsm["Z_c"]`` is the shared code of every cell, ``mdata.mod[m].obsm["Z_c"]`` and
-        ``["Z_s"]`` the shared and the specific code of every cell that has modality m. What was
-        computed, by what, is in ``mdata.uns["unbraid"]``.
+        ``["Z_s"]`` the shared and the specific code of every cell that has modality m. Where the shared code has parts,
+        ``"Z_t"`` and ``"Z_r"`` are its task-related part and the rest. What was computed, by what, is in
+        ``mdata.uns["unbraid"]``.
 
         Parameters
         ----------
@@ -210,12 +214,14 @@ class LatentMixin:
         if mdata is None:
             self._check_data()
             mdata = self.adata
-        latents = {(None, f"{prefix}_c"): self.get_latent_representation(mdata, "joint", batch_size=batch_size)}
+        code = lambda kind, m: self.get_latent_representation(mdata, kind, m, batch_size=batch_size)
+        shared = {"c": "shared", **{part[0]: part for part in self.module.shared_slices}}  # Z_t and Z_r
+        latents = {(None, f"{prefix}_{letter}"): code(kind, None) for letter, kind in shared.items()}
         for m in self.modalities:
             if m in mdata.mod:
-                for kind, key in {"shared": f"{prefix}_c", "specific": f"{prefix}_s"}.items():
+                for letter, kind in {**shared, "s": "specific"}.items():
                     if kind in self.module.kinds:
-                        latents[m, key] = self.get_latent_representation(mdata, kind, m, batch_size=batch_size)
+                        latents[m, f"{prefix}_{letter}"] = code(kind, m)
         for (m, key), values in latents.items():
             (mdata if m is None else mdata.mod[m]).obsm[key] = values
         parameters = self._init_arguments()

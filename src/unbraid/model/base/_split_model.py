@@ -22,7 +22,9 @@ from unbraid._messages import check_whole, suggest
 from unbraid.data import (
     MultimodalDataModule,
     MultimodalManager,
+    PairDataset,
     build_fields,
+    read_pairs,
     registry_key,
     split_indices,
 )
@@ -60,6 +62,8 @@ class SplitModel(LatentMixin, BaseModelClass):
     module: SplitModule
     _min_modalities = 2
     _default_batch_size = 512
+    _takes_pairs = False
+    _pairs_per_batch = 32
     _drop_last = False
 
     def __init__(self, mdata: MuData | None = None, registry: dict | None = None) -> None:
@@ -133,7 +137,8 @@ class SplitModel(LatentMixin, BaseModelClass):
         categorical_covariate_keys, continuous_covariate_keys
             Columns of ``mdata.obs``.
         pairs_key
-            Must-link and cannot-link pairs, for models that take them.
+            Key of ``mdata.obsp`` with must-link (1) and cannot-link (-1) pairs of cells, for models that take them; see
+            :func:`unbraid.pp.pairs_from_labels`. They are read when training starts.
         size_factor_key
             Numeric ``obs`` column of the count modalities, or one per modality; the cell's total by
             default.
@@ -168,7 +173,10 @@ class SplitModel(LatentMixin, BaseModelClass):
                 f"got {modalities}."
             )
         if pairs_key is not None:
-            raise ValueError(f"{cls.__name__} does not use pairs of cells: leave out `pairs_key`.")
+            if not cls._takes_pairs:
+                raise ValueError(f"{cls.__name__} does not use pairs of cells: leave out `pairs_key`.")
+            if kwargs.get("source_registry") is None:
+                read_pairs(mdata, pairs_key)  # for its errors; a query has no need of pairs
         if isinstance(size_factor_key, str):
             holders = [m for m in modalities if m in mdata.mod and size_factor_key in mdata.mod[m].obs]
             if not holders:
@@ -376,9 +384,15 @@ class SplitModel(LatentMixin, BaseModelClass):
     def _start(self, dataset: MultimodalDataset, parts: dict[str, np.ndarray], seed: int) -> Dataset:
         """What comes before the stages, such as a fit in closed form.
 
-        Returns the cells that the stages read: by default those that were given.
+        Returns the cells that the stages read: by default those that were given, with their pairs if there are any.
         """
-        return dataset
+        key = self.registry_["setup_args"].get("pairs_key")
+        if key is None or key not in self.adata.obsp:
+            return dataset
+        pairs = read_pairs(self.adata, key)
+        names = self.adata.obs_names.to_numpy()
+        self.pairs_ = {kind: names[rows] for kind, rows in {"must": pairs.must, "cannot": pairs.cannot}.items()}
+        return PairDataset(dataset, pairs, parts["train"], n_pairs=self._pairs_per_batch, seed=seed)
 
     def _training_seed(self, seed: int | None) -> int:
         """Seed of a training, after a look whether there is something to train on."""

@@ -112,6 +112,24 @@ def test_history_has_the_terms_of_the_pairs():
     assert {key.split("/")[0] for key in one_stage} == {"vae"}
 
 
+def test_traversals_and_interpolations_of_parts():
+    mdata = two_factors(60)
+    model = fitted(ub.model.DL2, mdata, epochs=1, pairs=False, n_task=3, n_residual=2)
+    cell = model.reconstruct("a", indices=[4])[0]
+    shared = model.traverse("a", 4, kind="shared", dimensions=range(5))
+    task, residual = (
+        model.traverse("a", 4, kind=kind, dimensions=range(n)) for kind, n in (("task", 3), ("residual", 2))
+    )
+    np.testing.assert_allclose(np.concatenate([task, residual]), shared, rtol=1e-5)
+    np.testing.assert_allclose(task[:, 3], np.tile(cell, (3, 1)), rtol=1e-4, atol=1e-5)
+    end = model.interpolate("a", 4, 7, kind="task")
+    np.testing.assert_allclose(end[0], cell, rtol=1e-4, atol=1e-5)
+    both = model.interpolate("a", 4, 7)
+    assert np.abs(end[-1] - both[-1]).max() > 1e-3  # the rest is still that of the first cell
+    with pytest.raises(ValueError, match="`kind` must be"):
+        model.interpolate("a", 4, 7, kind="w")
+
+
 # ---- the terms, against loops ----------------------------------------------------------------
 
 

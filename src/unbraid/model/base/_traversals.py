@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from mudata import MuData
 
+    from unbraid.module import Kind
+
 
 class TraversalMixin:
     """Traversals and interpolations of a generative model."""
@@ -25,7 +27,7 @@ class TraversalMixin:
         cell: int,
         mdata: MuData | None = None,
         *,
-        kind: Literal["shared", "specific"] = "specific",
+        kind: Kind = "specific",
         dimensions: Sequence[int] | None = None,
         n_steps: int = 7,
         span: float = 2.0,
@@ -41,7 +43,8 @@ class TraversalMixin:
         mdata
             Cells; those of the set-up by default.
         kind
-            Whose dimensions are moved: of the modality's shared or of its specific latent.
+            Whose dimensions are moved: of the modality's shared or of its specific latent, or of a part of the shared
+            one where it has parts (``"task"``, ``"residual"``).
         dimensions
             Which; by default all, those that vary most between cells first.
         n_steps, span
@@ -69,10 +72,11 @@ class TraversalMixin:
             row[:, k] = steps * float(spread[k])
 
         def path(codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            change = moved.flatten(0, 1).to(self.device)
-            return {
-                name: code + change if name == kind else code.expand(len(change), -1) for name, code in codes.items()
-            }
+            change, moving = moved.flatten(0, 1).to(self.device), self._moving(kind, codes)
+            codes = {name: code.repeat(len(change), 1) for name, code in codes.items()}
+            for name, columns in moving.items():
+                codes[name][:, columns] += change
+            return codes
 
         return self._along(modality, [cell], path, mdata).reshape(len(dimensions), n_steps, -1)
 
@@ -83,7 +87,7 @@ class TraversalMixin:
         end: int,
         mdata: MuData | None = None,
         *,
-        kind: Literal["both", "shared", "specific"] = "both",
+        kind: Literal["both"] | Kind = "both",
         n_steps: int = 7,
     ) -> np.ndarray:
         """A modality on the straight way from the latents of one cell to those of another.
@@ -97,7 +101,7 @@ class TraversalMixin:
         mdata
             Cells; those of the set-up by default.
         kind
-            Which latent moves; the other stays that of the first cell.
+            Which latent, or which part of the shared one, moves; the rest stays that of the first cell.
         n_steps
             Number of values, both ends included.
 
@@ -110,15 +114,25 @@ class TraversalMixin:
         ValueError
             If a cell lacks the modality.
         """
-        check_option("`kind`", kind, ("both", "shared", "specific"))
+        check_option("`kind`", kind, ("both", "shared", "specific", *self.module.shared_slices))
         check_whole("n_steps", n_steps, 2)
 
         def path(codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             t = torch.linspace(0, 1, n_steps, device=self.device).unsqueeze(1)
-            still = lambda name: t * 0 if kind not in ("both", name) else t
-            return {name: torch.lerp(code[:1], code[1:], still(name)) for name, code in codes.items()}
+            moving, found = self._moving(kind, codes), {}
+            for name, code in codes.items():
+                found[name] = code[:1].repeat(n_steps, 1)
+                columns = moving.get(name, slice(0))
+                found[name][:, columns] = torch.lerp(code[:1, columns], code[1:, columns], t)
+            return found
 
         return self._along(modality, [start, end], path, mdata)
+
+    def _moving(self, kind: str, codes: dict[str, torch.Tensor]) -> dict[str, slice]:
+        """Which columns of which latents a kind is."""
+        if (part := self.module.shared_slices.get(kind)) is not None:
+            return {"shared": part}
+        return {name: slice(None) for name in codes if kind in ("both", name)}
 
     def _along(self, modality: str, cells: list[int], path, mdata: MuData | None) -> np.ndarray:
         """Expected values on a path of latents that begins with those of some cells."""

@@ -103,6 +103,7 @@ _factor = {**_both, "n_embedding": 4, "critic_n_hidden": 8}
 _spheres = ("joint", "shared")
 _diffusion = {"n_hidden": 8, "n_steps": 20}
 _dual = {"n_task": 2, "n_residual": 2, "n_specific": 3, "n_clusters": 3, "n_hidden": 8, "lr": 0.01}
+_clustered = {**_small, "n_clusters": 3}
 _captured = {"lambda_": ("specific_info_nce", "information")}
 
 # One line here gives a model the whole battery.
@@ -185,6 +186,12 @@ MODELS = [
         name="DL2-coupled",
     ),
     ModelCase(ub.model.CoMM, {**_small, "n_projection_hidden": 8, "n_projection": 4}, _quick),
+    ModelCase(ub.model.VaDE, _clustered, _quick),
+    ModelCase(ub.model.DCGMM, _clustered, _quick),
+    ModelCase(ub.model.SDEC, {**_clustered, "pretrain": False}, _quick),
+    ModelCase(
+        ub.model.CIDEC, _clustered, _quick, weights={"clustering_weight": ("clustering", "clustering")}
+    ),
 ]
 
 

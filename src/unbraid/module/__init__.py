@@ -4,6 +4,7 @@ from unbraid.module._base import InnerLoop, Kind, Latents, SplitModule, Stage, o
 from unbraid.module._clustered_vae import ClusteredVAE, DualLevelVAE
 from unbraid.module._conditional import ConditionalContrast, ConditionalModule
 from unbraid.module._contrastive import ContrastiveModule
+from unbraid.module._deep_clustering import DeepClustering
 from unbraid.module._disentangled_vae import DisentangledVAE
 from unbraid.module._independence import Independence, independence_weights
 from unbraid.module._linear import LinearModule
@@ -15,6 +16,7 @@ __all__ = [
     "ConditionalContrast",
     "ConditionalModule",
     "ContrastiveModule",
+    "DeepClustering",
     "DisentangledVAE",
     "DualLevelVAE",
     "Independence",

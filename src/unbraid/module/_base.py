@@ -264,6 +264,25 @@ class SplitModule(BaseModuleClass):
         """State of a module that knew fewer batches, made to fit this one; as it is by default."""
         return reference.state_dict()
 
+    def widened_state(self, reference: SplitModule) -> dict[str, torch.Tensor]:
+        """State of a module whose networks get covariates as their last inputs, with columns for new categories.
+
+        A category that is new begins as the mean of the known ones.
+        """
+        own, extended = self.state_dict(), reference.state_dict()
+        added = [after - before for before, after in zip(reference.n_categories, self.n_categories, strict=True)]
+        for name, weight in reference.named_parameters():
+            old = weight.detach()
+            if old.ndim == 2 and own[name].shape[1] > old.shape[1]:
+                widths = [old.shape[1] - reference.n_covariates, *reference.n_categories, self.n_continuous]
+                first, *known, last = old.split(widths, 1)
+                wider = [
+                    torch.cat([block, block.mean(1, keepdim=True).expand(-1, n)], 1)
+                    for block, n in zip(known, added, strict=True)
+                ]
+                extended[name] = torch.cat([first, *wider, last], 1)
+        return extended
+
     def inputs(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the encoders see, per modality."""
         sizes = batch["size_factor"]

@@ -234,23 +234,10 @@ class MultimodalVAE(PredictsSizes, SplitModule):
         self.fit_sizes([self.known_sizes(batch) for batch in batches])
 
     def extended_state(self, reference: MultimodalVAE) -> dict[str, Tensor]:
-        """Covariates are the networks' last inputs; a category that is new begins as the mean of the known ones."""
-        own, extended = self.state_dict(), reference.state_dict()
-        measured = own["batch_measured"].clone()
-        measured[:, : reference.batch_measured.shape[1]] = extended["batch_measured"]
-        extended["batch_measured"] = measured
-        sizes = list(zip(reference.n_categories, self.n_categories, strict=True))
-        for name, old in extended.items():
-            if old.ndim == 2 and own[name].shape[1] > old.shape[1]:
-                blocks = old.split(
-                    [old.shape[1] - reference.n_covariates, *reference.n_categories, self.n_continuous], 1
-                )
-                wider = [
-                    torch.cat([known, known.mean(1, keepdim=True).expand(-1, after - before)], 1)
-                    for known, (before, after) in zip(blocks[1:-1], sizes, strict=True)
-                ]
-                extended[name] = torch.cat([blocks[0], *wider, blocks[-1]], 1)
-        return extended
+        """Networks get covariates; no cell of a new batch has been seen."""
+        measured = self.batch_measured.clone()
+        measured[:, : reference.batch_measured.shape[1]] = reference.batch_measured
+        return {**self.widened_state(reference), "batch_measured": measured}
 
     # ---- posteriors and codes -----------------------------------------------------------------
 

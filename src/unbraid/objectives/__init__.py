@@ -11,6 +11,16 @@ gradients, for empty batches, single samples and zero vectors.
 from unbraid.objectives._club import club, gaussian_nll, nce_bound, nce_club
 from unbraid.objectives._common_cause import different_components, same_component
 from unbraid.objectives._correlation import barlow_twins, canonical_correlation, vicreg
+from unbraid.objectives._deep_clustering import (
+    clustering_divergence,
+    link_log_probability,
+    log_volume,
+    mixture_divergence,
+    mixture_log_joint,
+    pair_distance,
+    student_t_assignment,
+    target_distribution,
+)
 from unbraid.objectives._diffusion import denoising_loss, diffusion_log_density, sigmoid_schedule
 from unbraid.objectives._distance_correlation import distance_correlation
 from unbraid.objectives._evidence_bound import Estimator, evidence_bound, mixture_log_density, normal_kl
@@ -30,6 +40,7 @@ __all__ = [
     "canonical_correlation",
     "canonical_log_ratio",
     "club",
+    "clustering_divergence",
     "denoising_loss",
     "density_ratio",
     "different_components",
@@ -41,15 +52,22 @@ __all__ = [
     "gaussian_nll",
     "hsic",
     "info_nce",
+    "link_log_probability",
+    "log_volume",
+    "mixture_divergence",
     "mixture_log_density",
+    "mixture_log_joint",
     "nce_bound",
     "nce_club",
     "normal_kl",
     "nt_xent",
     "orthogonality",
+    "pair_distance",
     "same_component",
     "scaled_squared_error",
     "sigmoid_schedule",
+    "student_t_assignment",
+    "target_distribution",
     "vicreg",
     "vmf_kl",
     "vmf_log_normalizer",

@@ -92,10 +92,10 @@ class SplitModel(LatentMixin, BaseModelClass):
 
     @classmethod
     def setup_anndata(cls, adata: Any, **kwargs: Any) -> None:
-        """Not available: a split needs at least two modalities."""
+        """Not available: cells come as a MuData."""
         raise NotImplementedError(
-            f"{cls.__name__} takes paired modalities: put them into a MuData, "
-            f"`mudata.MuData({{'rna': ..., 'prot': ...}})`, and call `{cls.__name__}.setup_mudata`."
+            f"{cls.__name__} takes a MuData: put the modalities into one, `mudata.MuData({{'rna': ..., 'prot': ...}})`, "
+            f"and call `{cls.__name__}.setup_mudata`."
         )
 
     @classmethod

@@ -166,7 +166,7 @@ def readers(mdata: MuData, steps: int, device: torch.device | str = "cpu") -> tu
         names = {"s": "y_shared", "p": f"y_specific_{m}"}
         labels = {which: mdata.obs[name].astype(str).to_numpy() for which, name in names.items()}
         reader = Reader(
-            adata.X[train], {k: y[train] for k, y in labels.items()}, _shape(mdata, m), steps=steps, device=device
+            adata.X[train], {k: y[train] for k, y in labels.items()}, array_shape(mdata, m), steps=steps, device=device
         )
         for which, y in labels.items():
             found[which][m] = partial(reader.predict, which=which)
@@ -197,7 +197,7 @@ def fit(mdata: MuData, method: Method, steps: int, seed: int, accelerator: str =
         model.train(split_key="split", seed=seed)
         return model
     model_class.setup_mudata(mdata, likelihoods=dict.fromkeys(mdata.mod, "laplace"))
-    shapes = {m: _shape(mdata, m) for m in mdata.mod}
+    shapes = {m: array_shape(mdata, m) for m in mdata.mod}
     torch.manual_seed(seed)
     encoders = {m: nn.Sequential(convolutions(shape, N_HIDDEN), nn.ReLU()) for m, shape in shapes.items()}
     specific = {} if method.model in ("MMVAE", "MoPoEVAE") else {"n_specific": N_SPECIFIC}
@@ -211,7 +211,8 @@ def fit(mdata: MuData, method: Method, steps: int, seed: int, accelerator: str =
     return model
 
 
-def _shape(mdata: MuData, modality: str) -> tuple[int, ...]:
+def array_shape(mdata: MuData, modality: str) -> tuple[int, ...]:
+    """Shape of an image."""
     return tuple(int(n) for n in mdata[modality].uns["unbraid_array"]["shape"])
 
 

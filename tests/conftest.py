@@ -189,9 +189,7 @@ MODELS = [
     ModelCase(ub.model.VaDE, _clustered, _quick),
     ModelCase(ub.model.DCGMM, _clustered, _quick),
     ModelCase(ub.model.SDEC, {**_clustered, "pretrain": False}, _quick),
-    ModelCase(
-        ub.model.CIDEC, _clustered, _quick, weights={"clustering_weight": ("clustering", "clustering")}
-    ),
+    ModelCase(ub.model.CIDEC, _clustered, _quick, weights={"clustering_weight": ("clustering", "clustering")}),
 ]
 
 

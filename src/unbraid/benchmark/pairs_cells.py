@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*WITHOUT_LABELS, *ON_CODES, *METHODS]
     parser.add_argument("--data", type=Path, required=True, help="CITE-seq counts (.h5mu) with rna and prot")
-    parser.add_argument("--label", required=True, help="obs column of the cell type")
+    parser.add_argument("--label", default="cell_type", help="obs column of the cell type")
     parser.add_argument("--unlabelled", nargs="*", default=[], help="its values that mean none")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.05, 0.2], help="of annotated cells")
     parser.add_argument("--methods", nargs="+", default=names, choices=names)

@@ -85,11 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.process_time()
         torch.manual_seed(row["seed"])
         encoders = {m: nn.Sequential(convolutions(shape, N_HIDDEN), nn.ReLU()) for m, shape in shapes.items()}
-        options = {"n_hidden": N_HIDDEN, "encoders": encoders, "likelihood_scale": row["scale"]}
+        options: dict[str, Any] = {"n_hidden": N_HIDDEN, "encoders": encoders}
         if method.model in ("DL2", "CMVAE", "MMVAEPlus"):
-            options["beta"] = row["beta"]
-        if "likelihood_scale" in method.options:
-            options.pop("likelihood_scale")
+            options |= {"beta": row["beta"], "likelihood_scale": row["scale"]}
+        options = {name: value for name, value in options.items() if name not in method.options}
         laplace = {"likelihoods": dict.fromkeys(mdata.mod, "laplace")}
         model = fit(mdata, method, row["steps"], row["seed"], 10, n_latent=N_LATENT, lr=1e-3, setup=laplace, **options)
         seconds = time.process_time() - start

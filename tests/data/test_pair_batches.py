@@ -51,10 +51,11 @@ def test_the_same_block_has_the_same_pairs_and_another_block_others(dataset):
     assert len(drawn) == 20  # every pair comes up
 
 
-def test_validation_and_passes_over_all_cells_have_none(dataset):
+def test_validation_has_none(dataset):
     parts = {"train": np.arange(20), "validation": np.arange(20, 40), "test": np.arange(0)}
     paired = PairDataset(dataset, Pairs(MUST, CANNOT), parts["train"], n_pairs=10)
     module = MultimodalDataModule(paired, parts, 10)
     assert all("must_link" in batch for batch in module.train_dataloader())
     assert not any("must_link" in batch for batch in module.val_dataloader())
-    assert not any("must_link" in batch for batch in module.whole_dataloader())
+    assert all("must_link" in batch for batch in module.whole_dataloader())
+    assert not any("must_link" in batch for batch in module.whole_dataloader("validation"))

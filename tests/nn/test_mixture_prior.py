@@ -55,6 +55,20 @@ def test_place_finds_clusters_and_their_shares():
     torch.testing.assert_close(prior.log_weights[order].exp(), torch.tensor([0.5, 0.3, 0.2]), atol=0.01, rtol=0)
 
 
+def test_pairs_tell_what_a_cluster_may_vary_in():
+    torch.manual_seed(0)
+    side, nuisance = torch.randint(3, (900,)), 8 * torch.randn(900)
+    z = torch.stack([4.0 * side + 0.3 * torch.randn(900), nuisance], dim=1)
+    differences = torch.stack([0.4 * torch.randn(50), 11 * torch.randn(50)], dim=1)
+    prior = filled()
+    prior.place(z)
+    assert prior.means[:, 0].max() - prior.means[:, 0].min() < 6  # k-means cut along the nuisance
+    prior.place(z, differences)
+    torch.testing.assert_close(prior.means[:, 0].sort().values, torch.tensor([0.0, 4.0, 8.0]), atol=0.1, rtol=0)
+    prior.place(z, differences[:3])  # too few to tell
+    assert prior.means[:, 0].max() - prior.means[:, 0].min() < 6
+
+
 def test_place_leaves_the_prior_alone_with_fewer_codes_than_components():
     prior = filled()
     before = prior.means.clone()

@@ -166,7 +166,7 @@ class MultimodalDataModule(LightningDataModule):
     Parameters
     ----------
     dataset
-        Cells of a registered MuData; pairs of cells, if it has any, come with shuffled training cells only.
+        Cells of a registered MuData; pairs of cells, if it has any, come with training cells only.
     parts
         Result of :func:`split_indices`.
     batch_size
@@ -199,7 +199,10 @@ class MultimodalDataModule(LightningDataModule):
         sampler = BlockSampler(
             self.parts[part], self.batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, share=True
         )
-        return block_loader(self.dataset if shuffle else self.cells, sampler, **self.loader_kwargs)
+        return block_loader(self._of(part), sampler, **self.loader_kwargs)
+
+    def _of(self, part: str) -> MultimodalDataset | PairDataset:
+        return self.dataset if part == "train" else self.cells
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training cells."""
@@ -212,7 +215,7 @@ class MultimodalDataModule(LightningDataModule):
     def whole_dataloader(self, part: str = "train") -> DataLoader:
         """All cells of a part once, in their own order; under distributed training in every process."""
         sampler = BlockSampler(self.parts[part], self.batch_size)
-        return block_loader(self.cells, sampler, **self.loader_kwargs)
+        return block_loader(self._of(part), sampler, **self.loader_kwargs)
 
     def val_dataloader(self) -> DataLoader | list:
         """Validation cells in their own order; empty without a validation part."""

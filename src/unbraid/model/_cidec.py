@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CIDEC(ClusteringModel):
-    r"""Constrained improved deep embedded clustering (Zhang, Basu and Davidson, ECML 2019 [1]_).
+    r"""Constrained improved deep embedded clustering (Zhang, Basu and Davidson, ECML 2019).
 
     As in IDEC, assignments q by Student's t kernel are drawn to a target p that is surer of itself, beside the
     reconstruction; linked cells shall have the same cluster and cells that cannot be linked shall not:

@@ -119,7 +119,7 @@ class CMVAE(ClusterMixin, GenerativeModel):
 
         .. math:: h(K) = \mathbb E \Big[ \beta \frac{H}{\log K} - \frac{1}{d} \log p(z) \Big]
 
-        is kept (entropy-based choice of [1]_): few cells are between clusters, and z is likely. What was left out is never
+        is kept (the paper's entropy-based choice): few cells are between clusters, and z is likely. What was left out is never
         predicted or sampled again, and stays out if training goes on. At least two are kept.
 
         Parameters
@@ -132,10 +132,6 @@ class CMVAE(ClusterMixin, GenerativeModel):
         Returns
         -------
         h by number of clusters, for pandas or a plot.
-
-        References
-        ----------
-        .. [1] Palumbo et al. Deep generative clustering with multimodal diffusion variational autoencoders. ICLR 2024.
         """
         found = []
         for batch in self._batches(mdata, indices):

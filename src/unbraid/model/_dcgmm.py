@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DCGMM(ClusteringModel):
-    r"""Deep conditional Gaussian mixture model (Manduchi et al., NeurIPS 2021 [1]_).
+    r"""Deep conditional Gaussian mixture model (Manduchi et al., NeurIPS 2021).
 
     The loss of :class:`VaDE` with equal weights of the clusters, and a prior under which linked cells have the same
     cluster and cells that cannot be linked have not:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SDEC(ClusteringModel):
-    r"""Semi-supervised deep embedded clustering (Ren et al., Neurocomputing 2019 [1]_).
+    r"""Semi-supervised deep embedded clustering (Ren et al., Neurocomputing 2019).
 
     Assignments q by Student's t kernel are drawn to a target p that is surer of itself (DEC), and codes of linked cells
     to each other, with the reconstruction kept:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class VaDE(ClusteringModel):
-    r"""Variational deep embedding (Jiang et al., IJCAI 2017 [1]_).
+    r"""Variational deep embedding (Jiang et al., IJCAI 2017).
 
     The prior of the code is a mixture of normals with weights :math:`\pi`, means and scales of its own, the posterior
     :math:`q(z, c \mid x) = q(z \mid x)\, p(c \mid z)`, and the loss minus the evidence bound

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class VolMaxDCC(ClusteringModel):
-    r"""Deep constrained clustering with a volume regulariser (Nguyen, Ibrahim and Fu, ICML 2023 [1]_).
+    r"""Deep constrained clustering with a volume regulariser (Nguyen, Ibrahim and Fu, ICML 2023).
 
     A network gives probabilities of the clusters, :math:`f(x) = \operatorname{softmax}(\cdot)`, and a learned matrix
     :math:`B \in (0, 1)^{K \times K}` how likely annotators link cells of two clusters, who may be wrong:

@@ -87,18 +87,24 @@ class ClusteredVAE(MultimodalVAE):
 
     def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
         """Place the clusters, and learn what the other modalities tell of a modality's total counts."""
-        codes, sizes = [], []
+        codes, differences, sizes = [], [], []
         with_sizes = bool(self.counted) and stage == "vae"
         for batch in batches if self.place_clusters or with_sizes else ():
             if self.place_clusters:
-                joint = self.joint_posterior(self.posteriors(batch)[0], self.present(batch))
-                codes.append(joint.mean[:, self.clustered])
+                codes.append(self._clustered_codes(batch))
+                if "must_link" in batch:
+                    first, second = self._clustered_codes(batch["must_link"]).chunk(2)
+                    differences.append(first - second)
             if with_sizes:
                 sizes.append(self.known_sizes(batch))
         if codes:
-            self.mixture.place(torch.cat(codes))
+            self.mixture.place(torch.cat(codes), torch.cat(differences) if differences else None)
         if sizes:
             self.fit_sizes(sizes)
+
+    def _clustered_codes(self, batch: dict) -> Tensor:
+        joint = self.joint_posterior(self.posteriors(batch)[0], self.present(batch))
+        return joint.mean[:, self.clustered]
 
     def cluster_probabilities(self, batch: dict) -> Tensor:
         """Mean over the modalities that a cell has of p(c | mean of z), ``(n, n_clusters)``."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NEVER = -1e4  # log weight of a component that was left out: finite, so that gradients are
 MAX_PLACED = 20_000  # codes that k-means sees
+SHRINKAGE = 0.05
 
 
 class MixturePrior(nn.Module):
@@ -79,21 +80,41 @@ class MixturePrior(nn.Module):
         return Posterior(self.means[component], self.scale.expand(n_samples, -1), self.family).sample(1)[0]
 
     @torch.no_grad()
-    def place(self, z: Tensor) -> None:
-        """Put the components where k-means finds clusters of codes ``(n, d)``, with the clusters' shares as weights.
+    def place(self, z: Tensor, differences: Tensor | None = None) -> None:
+        """Put the components where k-means finds clusters of codes, with the clusters' shares as weights.
 
         Components learned by gradients alone end up empty or share a cluster. Of more than 20,000 codes k-means sees so
         many, evenly spaced. Nothing is done with fewer codes than components.
+
+        Parameters
+        ----------
+        z
+            Codes ``(n, d)``.
+        differences
+            Of codes that are known to be of one cluster, ``(p, d)``: k-means then measures distances by what varies
+            little in them (relevant component analysis). Ignored if they are too few to tell, ``p < 2 d``.
         """
-        codes = z[:: -(-len(z) // MAX_PLACED)].double().cpu().numpy()
+        z = z[:: -(-len(z) // MAX_PLACED)].double().cpu()
         kept = self.kept.nonzero().squeeze(1)
-        if len(codes) < len(kept):
+        if len(z) < len(kept):
             return
+        seen = z
+        if differences is not None and len(differences) >= 2 * z.shape[1]:
+            seen = z @ _whitening(differences.double().cpu())
         with threadpool_limits(1):
-            found = KMeans(len(kept), n_init=10, random_state=0).fit(codes)
-        self.means[kept] = torch.as_tensor(found.cluster_centers_).to(self.means)
-        share = torch.bincount(torch.as_tensor(found.labels_), minlength=len(kept)) + 1
+            found = KMeans(len(kept), n_init=10, random_state=0).fit_predict(seen.numpy())
+        member = torch.nn.functional.one_hot(torch.as_tensor(found).long(), len(kept)).double()
+        self.means[kept] = (member.T @ z / member.sum(0).unsqueeze(1)).to(self.means)
+        share = member.sum(0) + 1
         self.logits[kept] = (share / share.sum()).log().to(self.logits)
+
+
+def _whitening(differences: Tensor) -> Tensor:
+    """Matrix that makes the covariance of differences a multiple of the identity, but for a little shrinkage."""
+    covariance = differences.T @ differences / len(differences)
+    size = covariance.diagonal().mean() + 1e-12
+    values, vectors = torch.linalg.eigh(covariance + SHRINKAGE * size * torch.eye(len(covariance), dtype=torch.double))
+    return vectors * (values / size).rsqrt()
 
 
 class ProductPrior(nn.Module):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def student_t_assignment(codes: Tensor, centers: Tensor) -> Tensor:
-    r"""Log probability of every cluster under Student's t kernel with one degree of freedom (DEC [1]_, equation 1).
+    r"""Log probability of every cluster under Student's t kernel with one degree of freedom (DEC, equation 1).
 
     .. math:: q_{ic} = \frac{(1 + \lVert z_i - \mu_c \rVert^2)^{-1}}{\sum_k (1 + \lVert z_i - \mu_k \rVert^2)^{-1}}
 
@@ -54,7 +54,7 @@ def student_t_assignment(codes: Tensor, centers: Tensor) -> Tensor:
 
 
 def target_distribution(assignment: Tensor) -> Tensor:
-    r"""Assignments made surer of themselves, and equally large clusters (DEC [1]_, equation 3).
+    r"""Assignments made surer of themselves, and equally large clusters (DEC, equation 3).
 
     .. math:: p_{ic} = \frac{q_{ic}^2 / f_c}{\sum_k q_{ik}^2 / f_k}, \qquad f_c = \sum_i q_{ic}
 
@@ -76,7 +76,7 @@ def target_distribution(assignment: Tensor) -> Tensor:
 
 
 def clustering_divergence(assignment: Tensor, target: Tensor | None = None) -> Tensor:
-    r"""Mean Kullback-Leibler divergence of soft assignments from their target (DEC [1]_, equation 2).
+    r"""Mean Kullback-Leibler divergence of soft assignments from their target (DEC, equation 2).
 
     .. math:: \frac1n \sum_i \sum_c p_{ic} \log \frac{p_{ic}}{q_{ic}}
 
@@ -136,7 +136,7 @@ def pair_distance(first: Tensor, second: Tensor, *, margin: float | None = None)
 
 
 def link_log_probability(log_p: Tensor, log_q: Tensor, compatibility: Tensor) -> Tensor:
-    r"""Log probability that a pair is annotated as linked, where annotators err (VolMaxDCC [1]_, equation 3).
+    r"""Log probability that a pair is annotated as linked, where annotators err (VolMaxDCC, equation 3).
 
     .. math:: \log p^\top B q, \qquad B = \operatorname{sigmoid}(b)
 
@@ -172,7 +172,7 @@ def link_log_probability(log_p: Tensor, log_q: Tensor, compatibility: Tensor) ->
 
 
 def log_volume(probabilities: Tensor, *, ridge: float = 1e-5) -> Tensor:
-    r"""Log volume that the clusters span (VolMaxDCC [1]_, equation 7).
+    r"""Log volume that the clusters span (VolMaxDCC, equation 7).
 
     .. math:: \log \det \Big( \frac1n F^\top F + r I \Big)
 
@@ -230,7 +230,7 @@ def mixture_log_joint(z: Tensor, log_weights: Tensor, means: Tensor, scales: Ten
 def mixture_divergence(
     mean: Tensor, scale: Tensor, log_responsibilities: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor
 ) -> Tensor:
-    r"""Divergence of posteriors of codes and clusters from a mixture prior (VaDE [1]_, equation 9 but for the likelihood).
+    r"""Divergence of posteriors of codes and clusters from a mixture prior (VaDE, equation 9 but for the likelihood).
 
     For :math:`q(z, c \mid x) = \mathcal N(z \mid \mu, \sigma^2)\, g_c`,
 

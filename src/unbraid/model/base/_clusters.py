@@ -32,8 +32,8 @@ class ClusterMixin:
 
         Returns
         -------
-        int64 array ``(n_obs,)`` of numbers from 0 to ``n_clusters - 1``; or with ``soft`` float32 ``(n_obs,
-        n_clusters)``, whose rows sum to 1. What the numbers stand for changes from training to training.
+        int64 array ``(n_obs,)`` of numbers from 0 to ``n_clusters - 1``; or with ``soft`` float32
+        ``(n_obs, n_clusters)``, whose rows sum to 1. What the numbers stand for changes from training to training.
 
         Raises
         ------

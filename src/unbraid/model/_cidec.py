@@ -55,8 +55,8 @@ class CIDEC(ClusteringModel):
 
     References
     ----------
-    .. [1] Zhang, Basu and Davidson. A framework for deep constrained clustering: algorithms and advances. ECML PKDD
-       2019.
+    Zhang, Basu and Davidson. A framework for deep constrained clustering: algorithms and advances. ECML PKDD
+    2019.
 
     Examples
     --------

@@ -25,7 +25,7 @@ class CMVAE(ClusterMixin, GenerativeModel):
 
     .. math:: p(z) = \sum_c \pi_c\, p(z \mid c) ,
 
-    components with learned means and weights and a fixed scale ([1]_, equation 3). A cell's cluster is the largest of
+    components with learned means and weights and a fixed scale [1]_. A cell's cluster is the largest of
     the mean over its modalities of :math:`p(c \mid \mathbb E\, q(z \mid x_m))`.
 
     Parameters

@@ -54,7 +54,7 @@ class DCGMM(ClusteringModel):
 
     References
     ----------
-    .. [1] Manduchi et al. Deep conditional Gaussian mixture model for constrained clustering. NeurIPS 2021.
+    Manduchi et al. Deep conditional Gaussian mixture model for constrained clustering. NeurIPS 2021.
 
     Examples
     --------

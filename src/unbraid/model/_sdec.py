@@ -59,7 +59,7 @@ class SDEC(ClusteringModel):
 
     References
     ----------
-    .. [1] Ren et al. Semi-supervised deep embedded clustering. Neurocomputing 2019, equations 1 to 6.
+    Ren et al. Semi-supervised deep embedded clustering. Neurocomputing 2019.
 
     Examples
     --------

@@ -47,7 +47,7 @@ class VaDE(ClusteringModel):
 
     References
     ----------
-    .. [1] Jiang et al. Variational deep embedding: an unsupervised and generative approach to clustering. IJCAI 2017.
+    Jiang et al. Variational deep embedding: an unsupervised and generative approach to clustering. IJCAI 2017.
 
     Examples
     --------

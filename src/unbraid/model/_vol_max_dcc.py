@@ -59,8 +59,8 @@ class VolMaxDCC(ClusteringModel):
 
     References
     ----------
-    .. [1] Nguyen, Ibrahim and Fu. Deep clustering with incomplete noisy pairwise annotations: a geometric regularization
-       approach. ICML 2023.
+    Nguyen, Ibrahim and Fu. Deep clustering with incomplete noisy pairwise annotations: a geometric regularization
+    approach. ICML 2023.
 
     Examples
     --------

@@ -70,6 +70,11 @@ class ClusteredVAE(MultimodalVAE):
         return slice(None)
 
     @property
+    def uses_must_links(self) -> bool:
+        """Whether pairs tell what a cluster may vary in."""
+        return False
+
+    @property
     def stages(self) -> list[Stage]:
         """Before the clusters are placed, and after."""
         stage = lambda name, n_steps: Stage(name, self.vae_parts, n_steps=n_steps, **self.optimisation)
@@ -92,7 +97,7 @@ class ClusteredVAE(MultimodalVAE):
         for batch in batches if self.place_clusters or with_sizes else ():
             if self.place_clusters:
                 codes.append(self._clustered_codes(batch))
-                if "must_link" in batch:
+                if self.uses_must_links and "must_link" in batch:
                     first, second = self._clustered_codes(batch["must_link"]).chunk(2)
                     differences.append(first - second)
             if with_sizes:
@@ -169,6 +174,10 @@ class DualLevelVAE(ClusteredVAE):
     @property
     def clustered(self) -> slice:
         return slice(self.n_task)
+
+    @property
+    def uses_must_links(self) -> bool:
+        return self.must_link_weight > 0
 
     @property
     def shared_slices(self) -> dict[str, slice]:

@@ -39,7 +39,7 @@ def student_t_assignment(codes: Tensor, centers: Tensor) -> Tensor:
 
     References
     ----------
-    .. [1] Xie et al. Unsupervised deep embedding for clustering analysis. ICML 2016.
+    Xie et al. Unsupervised deep embedding for clustering analysis. ICML 2016.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def target_distribution(assignment: Tensor) -> Tensor:
 
     References
     ----------
-    .. [1] Xie et al. Unsupervised deep embedding for clustering analysis. ICML 2016.
+    Xie et al. Unsupervised deep embedding for clustering analysis. ICML 2016.
     """
     log_q = assignment.detach()
     return (2 * log_q - log_q.logsumexp(0)).softmax(1)
@@ -93,7 +93,7 @@ def clustering_divergence(assignment: Tensor, target: Tensor | None = None) -> T
 
     References
     ----------
-    .. [1] Xie et al. Unsupervised deep embedding for clustering analysis. ICML 2016.
+    Xie et al. Unsupervised deep embedding for clustering analysis. ICML 2016.
     """
     target = target_distribution(assignment) if target is None else target
     return (torch.xlogy(target, target) - target * assignment).sum() / max(len(assignment), 1)
@@ -104,7 +104,7 @@ def pair_distance(first: Tensor, second: Tensor, *, margin: float | None = None)
 
     .. math:: \frac1P \sum_p \min\big(\lVert z_p - z'_p \rVert^2, m\big)
 
-    SDEC ([1]_, equation 5) adds it for pairs of one cluster and subtracts it for pairs of two, without a margin. What is
+    SDEC [1]_ adds it for pairs of one cluster and subtracts it for pairs of two, without a margin. What is
     subtracted then has no bound: codes that were pushed apart are pushed further, and the harder.
 
     Parameters
@@ -136,7 +136,7 @@ def pair_distance(first: Tensor, second: Tensor, *, margin: float | None = None)
 
 
 def link_log_probability(log_p: Tensor, log_q: Tensor, compatibility: Tensor) -> Tensor:
-    r"""Log probability that a pair is annotated as linked, where annotators err (VolMaxDCC, equation 3).
+    r"""Log probability that a pair is annotated as linked, where annotators err (VolMaxDCC).
 
     .. math:: \log p^\top B q, \qquad B = \operatorname{sigmoid}(b)
 
@@ -156,8 +156,8 @@ def link_log_probability(log_p: Tensor, log_q: Tensor, compatibility: Tensor) ->
 
     References
     ----------
-    .. [1] Nguyen, Ibrahim and Fu. Deep clustering with incomplete noisy pairwise annotations: a geometric regularization
-       approach. ICML 2023.
+    Nguyen, Ibrahim and Fu. Deep clustering with incomplete noisy pairwise annotations: a geometric regularization
+    approach. ICML 2023.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def link_log_probability(log_p: Tensor, log_q: Tensor, compatibility: Tensor) ->
 
 
 def log_volume(probabilities: Tensor, *, ridge: float = 1e-5) -> Tensor:
-    r"""Log volume that the clusters span (VolMaxDCC, equation 7).
+    r"""Log volume that the clusters span (VolMaxDCC).
 
     .. math:: \log \det \Big( \frac1n F^\top F + r I \Big)
 
@@ -196,8 +196,8 @@ def log_volume(probabilities: Tensor, *, ridge: float = 1e-5) -> Tensor:
 
     References
     ----------
-    .. [1] Nguyen, Ibrahim and Fu. Deep clustering with incomplete noisy pairwise annotations: a geometric regularization
-       approach. ICML 2023. The ridge and the mean over cells are not theirs.
+    Nguyen, Ibrahim and Fu. Deep clustering with incomplete noisy pairwise annotations: a geometric regularization
+    approach. ICML 2023. The ridge and the mean over cells are not theirs.
     """
     if not ridge > 0:
         raise ValueError(f"`ridge` must be positive, got {ridge}.")
@@ -230,7 +230,7 @@ def mixture_log_joint(z: Tensor, log_weights: Tensor, means: Tensor, scales: Ten
 def mixture_divergence(
     mean: Tensor, scale: Tensor, log_responsibilities: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor
 ) -> Tensor:
-    r"""Divergence of posteriors of codes and clusters from a mixture prior (VaDE, equation 9 but for the likelihood).
+    r"""Divergence of posteriors of codes and clusters from a mixture prior (the part of VaDE's bound beside the likelihood).
 
     For :math:`q(z, c \mid x) = \mathcal N(z \mid \mu, \sigma^2)\, g_c`,
 
@@ -258,7 +258,7 @@ def mixture_divergence(
 
     References
     ----------
-    .. [1] Jiang et al. Variational deep embedding: an unsupervised and generative approach to clustering. IJCAI 2017.
+    Jiang et al. Variational deep embedding: an unsupervised and generative approach to clustering. IJCAI 2017.
 
     Examples
     --------

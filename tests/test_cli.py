@@ -42,6 +42,19 @@ def test_fit_writes_the_codes(file, tmp_path, model):
     assert (tmp_path / "model" / "model.pt").exists()
 
 
+def test_fit_with_pairs_writes_clusters(file, tmp_path):
+    mdata = mudata.read_h5mu(file)
+    ub.pp.pairs_from_labels(mdata, "cell_type", n_pairs=50)
+    mdata.write(tmp_path / "paired.h5mu")
+    out = tmp_path / "split.h5mu"
+    arguments = ["fit", str(tmp_path / "paired.h5mu"), "--model", "dl2", "--out", str(out), "--pairs-key", "pairs"]
+    result = runner.invoke(cli.app, [*arguments, "--n-clusters", "3", "--max-epochs", "1"])
+    assert result.exit_code == 0, result.output
+    written = mudata.read_h5mu(out)
+    assert {"Z_c", "Z_t", "Z_r"} <= set(written.obsm)
+    assert set(written.obs["Z_cluster"]) <= {"0", "1", "2"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,6 +63,10 @@ def test_fit_writes_the_codes(file, tmp_path, model):
         (["--modalities", "rna,protein"], "prot"),
         (["--layer", "rna"], "MODALITY=VALUE"),
         (["--model", "clip", "--n-specific", "3"], "no specific code"),
+        (["--model", "dl2", "--n-shared", "3"], "no shared code of one part"),
+        (["--model", "clip", "--n-clusters", "3"], "no clusters"),
+        (["--model", "clip", "--pairs-key", "pairs"], "does not use pairs"),
+        (["--model", "dl2", "--pairs-key", "pairs"], "No pairs"),
     ],
 )
 def test_mistakes_are_one_line(file, tmp_path, arguments, message):

@@ -104,8 +104,10 @@ def fit(
     likelihood: Annotated[list[str] | None, typer.Option(help="MODALITY=LIKELIHOOD; repeat. E.g. rna=nb")] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column of the batch.")] = None,
     split_key: Annotated[str | None, typer.Option(help="obs column with train, val and test.")] = None,
+    pairs_key: Annotated[str | None, typer.Option(help="obsp key of must-link and cannot-link pairs.")] = None,
     n_shared: Annotated[int | None, typer.Option(help="Dimensions of the shared code.")] = None,
     n_specific: Annotated[int | None, typer.Option(help="Dimensions of every specific code.")] = None,
+    n_clusters: Annotated[int | None, typer.Option(help="Number of clusters, of models that have them.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Epochs of every stage; by the size of the data.")] = None,
     save: Annotated[Path | None, typer.Option(help="Folder to save the trained model to.")] = None,
     prefix: Annotated[str, typer.Option(help="First part of the obsm keys.")] = "Z",
@@ -118,7 +120,8 @@ def fit(
     `unbraid fit citeseq.h5mu --model disentangled-ssl --layer rna=counts --batch-key batch --out split.h5mu`
 
     Counts are recognised by their values (or named by `--likelihood`), a cell may lack modalities, and
-    with `--batch-key` batches are not taken for shared information.
+    with `--batch-key` batches are not taken for shared information. Models with clusters also write the
+    obs column `Z_cluster`.
     """
     from unbraid import model as models
 
@@ -132,9 +135,11 @@ def fit(
         if not out.suffix == ".h5mu":
             raise ValueError(f"--out {out}: the file must end in .h5mu.")
         mdata = _read(data)
-        options = {"n_shared": n_shared, "n_specific": n_specific}
-        if "n_specific" not in signature(classes[model]).parameters and options.pop("n_specific") is not None:
-            raise ValueError(f"--n-specific: {model} has no specific code.")
+        options = {"n_shared": n_shared, "n_specific": n_specific, "n_clusters": n_clusters}
+        what = {"n_shared": "no shared code of one part", "n_specific": "no specific code", "n_clusters": "no clusters"}
+        for name in set(options) - set(signature(classes[model]).parameters):
+            if options.pop(name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: {model} has {what[name]}.")
         trained = _fit(
             mdata,
             classes[model],
@@ -143,11 +148,16 @@ def fit(
             layers=_pairs(layer, "--layer"),
             likelihoods=_pairs(likelihood, "--likelihood"),
             batch_key=batch_key,
+            pairs_key=pairs_key,
             split_key=split_key,
             max_epochs=max_epochs,
             seed=seed,
         )
         trained.write_latent(mdata, prefix=prefix)
+        if hasattr(trained, "predict_cluster"):
+            import pandas as pd
+
+            mdata.obs[f"{prefix}_cluster"] = pd.Categorical(trained.predict_cluster().astype(str))
         mdata.write(out)
         if save is not None:
             trained.save(str(save), overwrite=True)

@@ -57,7 +57,8 @@ class DL2(ClusterMixin, GenerativeModel):
         Take :math:`q(z \mid X)` as the mixture over modalities of :math:`q(z_t \mid x_m)\, q(z_r \mid x_m)`, which both
         are drawn from, in place of the product of two mixtures.
     place_clusters
-        As of :class:`CMVAE`; False is as published.
+        As of :class:`CMVAE`, but that k-means measures distances by what varies little within must-links; False is as
+        published.
     encoders, decoders
         ``"mlp"``, ``"resnet"``, ``"text"``, a :class:`torch.nn.Module`, or one of them per modality.
     beta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -242,7 +243,7 @@ class DualLevelVAE(ClusteredVAE):
         density = MixtureOfExperts().log_density
         own = density(z[..., task], cut(components, task, lambda x: x), exists)
         partner = density(z[..., task], cut(components, task, other), other(exists))
-        value = torch.logaddexp(own, partner) - torch.tensor(2.0).log()
+        value = torch.logaddexp(own, partner) - math.log(2)
         if self.n_residual:
             value = value + density(z[..., residual], cut(components, residual, lambda x: x), exists)
         return value

@@ -82,6 +82,10 @@ class DL2(ClusterMixin, GenerativeModel):
     logarithm of :math:`\mathcal R_{NS}` is taken without a difference, so that it has a gradient where two cells are
     surely in one cluster.
 
+    Where what the pairs name is a linear part of the data, :func:`~unbraid.tl.relevant_components` and k-means find it as
+    well, in a second; and there is nothing here against wrong must-links, which draw classes together. See the
+    reproduction page.
+
     Validation batches have no pairs, so early stopping follows the bound of single cells. :meth:`write_latent` also
     writes ``Z_t`` and ``Z_r``.
 

@@ -50,6 +50,9 @@ class SDEC(ClusteringModel):
 
     Notes
     -----
+    On a simulation with two shared factors it merges classes at two seeds of three, where
+    :func:`~unbraid.tl.relevant_components` and k-means do not; see the reproduction page.
+
     In the released code the distances of pairs are a constant to the optimiser, computed from codes kept aside: it
     equals DEC. Here, as in the paper's text, they have a gradient. The text has no margin: codes that cannot be linked
     then fly apart, the faster the further they are, and leave the centres behind (four simulated clusters that are found

@@ -50,7 +50,7 @@ class CIDEC(ClusteringModel):
     Notes
     -----
     On a simulation with two shared factors it merges classes at two seeds of three, where
-    :func:`~unbraid.tl.relevant_components` and k-means do not; it bears wrong pairs best. See the reproduction page.
+    :func:`~unbraid.tl.relevant_components` and k-means do not; of wrong pairs one seed is on the reproduction page.
 
     The released code has the kernel's exponent wrong, see :func:`~unbraid.objectives.student_t_assignment`, and goes
     through the pairs in passes of their own after those through the cells; here both are in every step. The target is

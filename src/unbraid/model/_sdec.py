@@ -56,7 +56,7 @@ class SDEC(ClusteringModel):
     In the released code the distances of pairs are a constant to the optimiser, computed from codes kept aside: it
     equals DEC. Here, as in the paper's text, they have a gradient. The text has no margin: codes that cannot be linked
     then fly apart, the faster the further they are, and leave the centres behind (four simulated clusters that are found
-    with an accuracy of .98 are found with .54). The target is that of the cells of a batch, computed at every step; the
+    with an accuracy of .98 are found with .54 at two seeds of three). The target is that of the cells of a batch, computed at every step; the
     paper computes it of all cells, now and then. The reconstruction, per feature, is what the comparison in the DL2
     paper adds.
 

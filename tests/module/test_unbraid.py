@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LinearRegression
 
+from unbraid.module import Peers
 from unbraid.module._canonical import MAX_PAIRS, AdditiveEncoder, CanonicalCandidate
 from unbraid.module._specific import MAX_SPECIFIC, ResidualCode, held_out_r2, residual_axes
 from unbraid.objectives import canonical_log_ratio, nce_bound
@@ -75,7 +76,7 @@ def simulated(rho, n, n_modalities=2, seed=0):
 def judged(codes, mask, groups=None, n_kept=None):
     sizes = dict.fromkeys(codes, 1)
     candidate = CanonicalCandidate(sizes, next(iter(codes.values())).shape[1], linear=True, network=False)
-    candidate.judge(codes, mask, groups, n_kept=n_kept)
+    candidate.judge(codes, mask, Peers(groups), n_kept=n_kept)
     return candidate
 
 

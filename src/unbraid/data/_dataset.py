@@ -58,6 +58,7 @@ class MultimodalDataset(Dataset):
     - ``batch``: int64 ``(n,)``;
     - ``categorical``: int64 ``(n, n_categorical_covariates)``;
     - ``continuous``: float32 ``(n, n_continuous_covariates)``;
+    - ``group``: int64 ``(n,)``, of which group a cell is a replicate, only where a ``group_key`` was given;
     - ``index``: int64 ``(n,)``, the cells' numbers.
 
     Parameters
@@ -85,7 +86,7 @@ class MultimodalDataset(Dataset):
         batch = take(REGISTRY_KEYS.BATCH_KEY).ravel()
         if pd.isna(batch).any():
             raise ValueError("The MuData got new cells since it was set up. Run `setup_mudata` again.")
-        self._batch = batch.astype(np.int64)
+        self._batch, self._groups = batch.astype(np.int64), manager.groups
         categorical, continuous = take(REGISTRY_KEYS.CAT_COVS_KEY), take(REGISTRY_KEYS.CONT_COVS_KEY)
         self._categorical = np.zeros((self.n_obs, 0), np.int64) if categorical is None else categorical.astype(np.int64)
         self._continuous = (
@@ -96,6 +97,11 @@ class MultimodalDataset(Dataset):
     def modalities(self) -> list[str]:
         """Names of the modalities, in the order of the setup."""
         return list(self._rows)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Of which group every cell is a replicate, int64 ``(n_obs,)``; None without a ``group_key``."""
+        return self._groups
 
     @property
     def batch(self) -> np.ndarray:
@@ -116,7 +122,7 @@ class MultimodalDataset(Dataset):
         for modality, rows in self._rows.items():
             values, present = rows(indices)
             x[modality], mask[modality] = torch.from_numpy(values), torch.from_numpy(present)
-        return {
+        batch = {
             "x": x,
             "mask": mask,
             "size_factor": {m: torch.from_numpy(s[indices]) for m, s in self._size_factors.items()},
@@ -125,6 +131,9 @@ class MultimodalDataset(Dataset):
             "continuous": torch.from_numpy(self._continuous[indices]),
             "index": torch.from_numpy(indices),
         }
+        if self._groups is not None:
+            batch["group"] = torch.from_numpy(self._groups[indices])
+        return batch
 
 
 class CachedDataset(Dataset):

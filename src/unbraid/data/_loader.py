@@ -103,6 +103,7 @@ def split_indices(
     train_size: float | None = None,
     validation_size: float | None = None,
     labels: pd.Series | None = None,
+    groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Cell numbers of the training, validation and test part.
@@ -118,6 +119,8 @@ def split_indices(
         leaves over.
     labels
         Ready-made split: a column of ``train``, ``val`` or ``validation``, and ``test``.
+    groups
+        Codes ``(n_obs,)`` of groups that a random split keeps together; sizes are then as near as groups allow.
     seed
         Seed of the random split.
 
@@ -152,8 +155,16 @@ def split_indices(
         else:
             n_validation = min(n_obs // 10, MAX_VALIDATION_OBS)
         n_train = n_obs - n_validation if train_size is None else round(train_size * n_obs)
-        order = np.random.default_rng(seed).permutation(n_obs)
-        cuts = np.split(order, [n_train, n_train + n_validation])
+        if groups is None:
+            order = np.random.default_rng(seed).permutation(n_obs)
+            cuts = np.split(order, [n_train, n_train + n_validation])
+        else:  # groups one after the other in random order, each where its middle falls
+            _, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+            order = np.random.default_rng(seed).permutation(len(sizes))
+            middle = np.empty(len(sizes))
+            middle[order] = np.cumsum(sizes[order]) - sizes[order] / 2
+            part = np.searchsorted([n_train, n_train + n_validation], middle, side="right")[codes]
+            cuts = [np.flatnonzero(part == k) for k in range(3)]
         parts = dict(zip(("train", "validation", "test"), map(np.sort, cuts), strict=True))
     if len(parts["train"]) == 0:
         raise ValueError("No cell is left to train on: check `train_size` or `split_key`.")

@@ -76,6 +76,8 @@ class MultimodalManager(AnnDataManager):
             if source_registry is None or field.mod_key in adata.mod:
                 field.validate_field(adata)
         self._check_covariates(adata, source_registry, **transfer_kwargs)
+        if source_registry is None and (key := self._group_key) is not None:
+            _obs_column(adata, key, "group_key")  # for its errors; a query has no need of groups
         self._check_presence(adata, query=source_registry is not None)
         super().register_fields(adata, source_registry, **transfer_kwargs)
 
@@ -122,6 +124,24 @@ class MultimodalManager(AnnDataManager):
                         f"`{argument}`: the query has {what} that the model has not seen: "
                         f"{sorted(map(str, unseen))[:5]}. Use `load_query_data`, which admits new ones."
                     )
+
+    @property
+    def _group_key(self) -> str | None:
+        return (self._registry.get("setup_args") or {}).get("group_key")
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Of which group every cell is a replicate, int64 ``(n_obs,)``; a cell without one is a group of its own.
+
+        None if no column was named, or the MuData (of a query) has it not.
+        """
+        key = self._group_key
+        if key is None or key not in self.adata.obs:
+            return None
+        codes = pd.factorize(self.adata.obs[key])[0].astype(np.int64)
+        alone = codes < 0
+        codes[alone] = codes.max(initial=-1) + 1 + np.arange(alone.sum())
+        return codes
 
     def row_matrix(self, field: ModalityField) -> Any:
         """A modality's matrix with fast rows: CSC becomes an own CSR copy, made once."""

@@ -74,16 +74,16 @@ class CoMMModule(ContrastiveModule):
 
     def shared_loss(self, batch: dict) -> LossOutput:
         """The mean over masks k of [NTX(z'_k, z''_all) + NTX(z''_k, z'_all)] / 2."""
-        mask, groups = batch["mask"], self.groups(batch)
+        mask, peers = batch["mask"], self.peers(batch)
         # independent views, neither one an augmentation of the other
         tokens = [self.tokens(self.views(batch)[0], batch) for _ in range(2)]
         whole = [self.projected(view, mask) for view in tokens] if len(batch["index"]) > 1 else None
 
         def contrast(rows: torch.Tensor, *single: torch.Tensor) -> torch.Tensor:
-            chosen = None if groups is None else groups[rows]
+            chosen = vars(peers[rows])
             pairs = zip(single, reversed(whole), strict=True)
             return sum(
-                nt_xent(z, other[rows], temperature=self.present_temperature, groups=chosen) for z, other in pairs
+                nt_xent(z, other[rows], temperature=self.present_temperature, **chosen) for z, other in pairs
             ) / 2  # fmt: skip
 
         def only(m: str) -> torch.Tensor:

@@ -156,7 +156,7 @@ class FactorCLModule(ContrastiveModule):
                 self._codes_of_batch = batch, self.codes_of_views(batch)[0]
         codes = self._codes_of_batch[1]
         losses = [
-            penalty.learning_loss(*seen)
+            penalty.learning_loss(*seen[:2], seen[2].groups)
             for name in self.penalties
             for penalty, seen in zip(self.penalties[name], self.seen(name, codes, batch), strict=True)
             if seen is not None
@@ -171,22 +171,22 @@ class FactorCLModule(ContrastiveModule):
         return scores.tanh() / self.temperature if self.bounded else scores
 
     def seen(self, name: str, codes: list[dict[str, Codes]], batch: dict) -> list[tuple | None]:
-        """What the critic of every pair of modalities sees, and groups, of the cells with both; None for too few.
+        """What the critic of every pair of modalities sees, and peers, of the cells with both; None for too few.
 
         A conditional bound sees the codes of both views side by side.
         """
-        mask, groups, result = batch["mask"], self.groups(batch), []
+        mask, peers, result = batch["mask"], self.peers(batch), []
         views = [view[self.head_of[name]] for view in (codes if self.bounds[name].conditional else codes[:1])]
         for pair in self.pairs:
             rows = mask[pair[0]] & mask[pair[1]]
             a, b = (torch.cat([view[m][rows] for view in views], dim=1) for m in pair)
-            result.append((a, b, None if groups is None else groups[rows]) if len(a) > 1 else None)
+            result.append((a, b, peers[rows]) if len(a) > 1 else None)
         return result
 
     def lower_bound(self, name: str, codes: list[dict[str, Codes]], batch: dict) -> torch.Tensor:
         """InfoNCE bound between modalities, averaged over their pairs."""
         return self._mean(
-            nce_bound(self.scores(critic, *seen[:2]), groups=seen[2])
+            nce_bound(self.scores(critic, *seen[:2]), **vars(seen[2]))
             for critic, seen in zip(self.critics[name], self.seen(name, codes, batch), strict=True)
             if seen is not None
         )
@@ -194,20 +194,20 @@ class FactorCLModule(ContrastiveModule):
     def upper_bound(self, name: str, kind: str, codes: list[dict[str, Codes]], batch: dict) -> torch.Tensor:
         """Upper bound, or another measure, of the dependence between modalities, averaged over their pairs."""
         return self._mean(
-            penalty.penalties[kind](*seen)
+            penalty.penalties[kind](*seen[:2], seen[2].groups)
             for penalty, seen in zip(self.penalties[name], self.seen(name, codes, batch), strict=True)
             if seen is not None
         )
 
     def views_bound(self, codes: list[dict[str, Codes]], inputs: Codes, batch: dict) -> torch.Tensor:
         """InfoNCE bound between a cell and its augmented view, or the encoder's input; summed over modalities."""
-        groups, total = self.groups(batch), torch.zeros((), device=self.device)
+        peers, total = self.peers(batch), torch.zeros((), device=self.device)
         code, *view = (features[self.head_of["views"]] for features in codes)
         for m, critic in zip(self.modalities, self.critics["views"], strict=True):
             rows = batch["mask"][m]
             if rows.sum() > 1:
                 scores = self.scores(critic, code[m][rows], (view[0] if view else inputs)[m][rows])
-                total = total + nce_bound(scores, groups=None if groups is None else groups[rows])
+                total = total + nce_bound(scores, **vars(peers[rows]))
         return total
 
     def _mean(self, values: Any) -> torch.Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from mudata import MuData
 
+    from unbraid.module import Peers
     from unbraid.module._contrastive import Augmentation, Codes, Encoders, IndependenceChoice, SharedObjective
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -37,19 +38,16 @@ class FOCALModule(JointModule):
         penalties = self.independence[self.modalities[0]].penalties
         return "orthogonality" in penalties and penalties["orthogonality"].options.get("kind") == "cosine"
 
-    def info_nce(self, a: torch.Tensor, b: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+    def info_nce(self, a: torch.Tensor, b: torch.Tensor, peers: Peers) -> torch.Tensor:
         """The chosen contrast at the module's temperature, also between modalities."""
         if self.contrast == "nt_xent":
-            return nt_xent(a, b, temperature=self.present_temperature, groups=groups)
-        return super().info_nce(a, b, groups)
+            return nt_xent(a, b, temperature=self.present_temperature, **vars(peers))
+        return super().info_nce(a, b, peers)
 
     def views_info_nce(self, specific: list[Codes], shared: list[Codes], batch: dict) -> torch.Tensor:
         """Contrast of the specific codes alone between two views of every modality, summed over modalities."""
-        groups, mask, (first, second) = self.groups(batch), batch["mask"], specific
-        return sum(
-            self.info_nce(first[m][mask[m]], second[m][mask[m]], None if groups is None else groups[mask[m]])
-            for m in self.modalities
-        )
+        peers, mask, (first, second) = self.peers(batch), batch["mask"], specific
+        return sum(self.info_nce(first[m][mask[m]], second[m][mask[m]], peers[mask[m]]) for m in self.modalities)
 
     def view_dependence(self, kind: str, specific: Codes, shared: Codes, batch: dict) -> torch.Tensor:
         """Penalty between a modality's two codes; cosines also between the specific codes of two modalities."""

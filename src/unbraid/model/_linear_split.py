@@ -133,7 +133,7 @@ class LinearSplit(SplitModel):
         dataset = self.adata_manager.create_torch_dataset()
         labels = None if split_key is None else self._split_labels(split_key)
         sizes = {} if split_key else {"train_size": train_size, "validation_size": validation_size}
-        parts = split_indices(dataset.n_obs, labels=labels, seed=seed, **sizes)
+        parts = split_indices(dataset.n_obs, labels=labels, groups=dataset.groups, seed=seed, **sizes)
         self._check_parts(dataset.presence, parts)
         fit = fit_linear(
             self.module,

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from unbraid._messages import check_option
-from unbraid.data import MAX_VALIDATION_OBS, BlockSampler, CachedDataset, block_loader
+from unbraid.data import MAX_VALIDATION_OBS, BlockSampler, CachedDataset, block_loader, split_indices
 from unbraid.model._linear_split import linear_history
 from unbraid.model._unbraid_report import UnbraidReport
 from unbraid.model.base import SplitModel
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
     from mudata import MuData
 
+    from unbraid.data import MultimodalDataset
     from unbraid.module._independence import IndependenceChoice
     from unbraid.nn import InputTransform
 
 PENALTIES = {"adversarial": 1.0, "hsic": 0.5}
-LEAST_VALIDATION = 50  # cells; fewer cannot choose between candidates
+LEAST_VALIDATION = 50  # cells, or groups of replicates; fewer cannot choose between candidates
 
 
 class Unbraid(SplitModel):
@@ -156,7 +157,7 @@ class Unbraid(SplitModel):
     def _start(self, dataset: Any, parts: dict[str, np.ndarray], seed: int) -> CachedDataset:
         """Fit the linear split, and keep the components of all cells that training reads in memory."""
         module, whole = self.module.cpu(), parts["train"]
-        module.judges = self._hold_out(dataset.presence, parts, seed)
+        module.judges = self._hold_out(dataset, parts, seed)
         begins = not module.started
         if begins:
             fit = fit_linear(
@@ -180,18 +181,22 @@ class Unbraid(SplitModel):
         return cached
 
     @staticmethod
-    def _hold_out(presence: np.ndarray, parts: dict[str, np.ndarray], seed: int) -> bool:
+    def _hold_out(dataset: MultimodalDataset, parts: dict[str, np.ndarray], seed: int) -> bool:
         """See to it that there are cells to choose by, at the cost of the training cells; False if these are too few."""
-        paired = presence.sum(axis=1) > 1
-        if paired[parts["validation"]].sum() >= LEAST_VALIDATION:
+        paired = dataset.presence.sum(axis=1) > 1
+        units = np.arange(dataset.n_obs) if dataset.groups is None else dataset.groups
+        n_units = lambda *rows: len(np.unique(units[(rows := np.concatenate(rows))][paired[rows]]))
+        if n_units(parts["validation"]) >= LEAST_VALIDATION:
             return True
         train = parts["train"]
-        share = min(len(train) // 10, MAX_VALIDATION_OBS)
-        chosen = np.random.default_rng(seed).permutation(train)[:share]
-        if paired[parts["validation"]].sum() + paired[chosen].sum() < LEAST_VALIDATION:
+        share = min(len(train) // 10, MAX_VALIDATION_OBS) / len(train)
+        groups = None if dataset.groups is None else dataset.groups[train]
+        chosen = train[split_indices(len(train), validation_size=share, groups=groups, seed=seed)["validation"]]
+        if n_units(parts["validation"], chosen) < LEAST_VALIDATION:
+            what = "training cells" if groups is None else "groups of training cells"
             warnings.warn(
-                f"{int(paired[train].sum())} training cells with two modalities are too few to hold {LEAST_VALIDATION} "
-                "of them out and tell whether networks help: the shared code stays linear.",
+                f"{n_units(train)} {what} with two modalities are too few to hold {LEAST_VALIDATION} of them out and "
+                "tell whether networks help: the shared code stays linear.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -211,8 +216,9 @@ class Unbraid(SplitModel):
         whole = {
             name: {m: torch.cat([block[name][m] for block in blocks]) for m in blocks[0][name]} for name in blocks[0]
         }
-        batch = torch.as_tensor(dataset.batch[indices])
-        return CachedDataset({**whole, "batch": batch, "index": torch.as_tensor(indices)}, indices, dataset.n_obs)
+        codes = {"batch": dataset.batch, "group": dataset.groups, "index": np.arange(dataset.n_obs)}
+        whole |= {name: torch.as_tensor(values[indices]) for name, values in codes.items() if values is not None}
+        return CachedDataset(whole, indices, dataset.n_obs)
 
     # ---- what was found ---------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The torch side of each family: a batch in, latents and named loss terms out."""
 
-from unbraid.module._base import InnerLoop, Kind, Latents, SplitModule, Stage, on_present_rows, total_loss
+from unbraid.module._base import InnerLoop, Kind, Latents, Peers, SplitModule, Stage, on_present_rows, total_loss
 from unbraid.module._clustered_vae import ClusteredVAE, DualLevelVAE
 from unbraid.module._conditional import ConditionalContrast, ConditionalModule
 from unbraid.module._contrastive import ContrastiveModule
@@ -26,6 +26,7 @@ __all__ = [
     "Latents",
     "LinearModule",
     "MultimodalVAE",
+    "Peers",
     "SplitModule",
     "Stage",
     "independence_weights",

@@ -110,6 +110,25 @@ class Latents:
     params: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Which cells of a batch may be negatives of each other in a contrast. Rows are chosen as of a tensor.
+
+    Attributes
+    ----------
+    groups
+        Negatives come from a cell's own group only, such as its experimental batch: ``(n,)``; None for all.
+    replicates
+        Cells with the same one, such as profiles of one compound, are never negatives: ``(n,)``; None for none.
+    """
+
+    groups: torch.Tensor | None = None
+    replicates: torch.Tensor | None = None
+
+    def __getitem__(self, rows: torch.Tensor) -> Peers:
+        return Peers(*(None if codes is None else codes[rows] for codes in (self.groups, self.replicates)))
+
+
 def total_loss(terms: Mapping[str, tuple[float, Callable[[], torch.Tensor]]], n_obs: int) -> LossOutput:
     """Sum of weighted terms; a term of weight 0 is never computed.
 
@@ -145,10 +164,10 @@ def on_present_rows(
 
 
 def over_pairs(
-    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    function: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor],
     codes: Mapping[str, torch.Tensor],
     mask: Mapping[str, torch.Tensor],
-    groups: torch.Tensor | None = None,
+    groups: torch.Tensor | Peers | None = None,
 ) -> torch.Tensor:
     """Average of ``function(codes_m, codes_n, groups)`` over the pairs of modalities, on the cells with both."""
     values = []
@@ -302,6 +321,11 @@ class SplitModule(BaseModuleClass):
     def n_covariates(self) -> int:
         """Columns of :meth:`covariates`."""
         return sum(self.n_categories) + self.n_continuous
+
+    @staticmethod
+    def units(batch: dict) -> torch.Tensor:
+        """What is drawn independently, ``(n,)``: the group that a cell is a replicate of, or else the cell."""
+        return batch.get("group", batch["index"])
 
     def library_sizes(self, batch: dict, modality: str) -> torch.Tensor | None:
         """Expected total count of every cell, ``(n,)``; None for a modality that is no counts.

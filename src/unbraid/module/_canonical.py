@@ -11,6 +11,7 @@ from torch import nn
 from unbraid.module._base import centered, on_present_rows
 from unbraid.module._code_head import CodeHead
 from unbraid.module._independence import permuted
+from unbraid.module._linear import one_of_each
 from unbraid.nn import MLP, PerModality
 from unbraid.objectives import canonical_log_ratio, nce_bound
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from unbraid.module._base import Peers
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0)  # a ratio whose correlations are too large is over-confident
 MAX_PAIRS = 800  # of the matrix of scores; the bound ends at its logarithm
@@ -148,7 +151,7 @@ class CanonicalCandidate(nn.Module):
 
     @torch.no_grad()
     def judge(
-        self, codes: Mapping[str, Tensor], mask: Mapping[str, Tensor], groups: Tensor | None, *, n_kept: int | None
+        self, codes: Mapping[str, Tensor], mask: Mapping[str, Tensor], peers: Peers, *, n_kept: int | None
     ) -> None:
         """Note what held-out cells say.
 
@@ -158,12 +161,13 @@ class CanonicalCandidate(nn.Module):
             Codes of held-out cells with all dimensions, ``(n, n_codes)``.
         mask
             Which cells have which modality.
-        groups
-            Batch of every cell, if batches are taken apart; pairs are then compared within batches.
+        peers
+            Batch of every cell, if batches are taken apart; pairs are then compared within batches. Of replicates in
+            a batch one is looked at.
         n_kept
             Number of dimensions to keep; None lets the re-pairings decide.
         """
-        pairs = _pairs(codes, mask, groups)
+        pairs = _pairs(codes, mask, peers)
         if not pairs:
             return
         with torch.random.fork_rng(devices=[]):
@@ -197,13 +201,16 @@ class CanonicalCandidate(nn.Module):
         return rho.sqrt() * sum(shared.values()) / (1 + (present - 1) * rho)
 
 
-def _pairs(codes, mask, groups) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Codes of the cells that have both modalities of a pair, less the mean of their batch."""
+def _pairs(codes, mask, peers: Peers) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Codes of the cells that have both modalities of a pair, less the mean of their batch, and their batch."""
     pairs = []
     for m, n in combinations(codes, 2):
-        both = mask[m] & mask[n]
-        if both.sum() > 2:
-            g = None if groups is None else groups[both]
+        both = (mask[m] & mask[n]).nonzero().squeeze(1)
+        if peers.replicates is not None:
+            batch = None if peers.groups is None else peers.groups[both].cpu().numpy()
+            both = both[one_of_each(peers.replicates[both].cpu().numpy(), batch)]
+        if len(both) > 2:
+            g = peers[both].groups
             pairs.append((_centred(codes[m][both], g), _centred(codes[n][both], g), g))
     return pairs
 

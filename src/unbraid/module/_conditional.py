@@ -117,11 +117,11 @@ class ConditionalContrast(ConditionalModule):
 
     def information(self, m: str, code: torch.Tensor, batch: dict, rows: torch.Tensor) -> torch.Tensor:
         """InfoNCE between ``[z_m, c]`` and ``x_m``."""
-        sizes, groups = batch["size_factor"].get(m), self.groups(batch)
+        sizes = batch["size_factor"].get(m)
         x = self.input_layers[m](batch["x"][m][rows], None if sizes is None else sizes[rows])
         return info_nce(
             self.code_projections[m](code),
             self.input_projections[m](x),
             temperature=self.critic_temperature,
-            groups=None if groups is None else groups[rows],
+            **vars(self.peers(batch)[rows]),
         )

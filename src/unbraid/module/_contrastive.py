@@ -12,6 +12,7 @@ from unbraid._messages import check_option
 from unbraid.module._base import (
     InnerLoop,
     Latents,
+    Peers,
     SplitModule,
     Stage,
     centered,
@@ -92,7 +93,9 @@ class ContrastiveModule(SplitModule):
         Of the networks that some penalties refit.
     negatives
         ``"batch"`` takes negatives from the anchor's own batch only, and correlations within batches; ``"all"``
-        takes them from everywhere.
+        takes them from everywhere. Replicates, where they are known, are never negatives.
+    positives
+        ``"own"``, or all ``"replicates"`` of a cell; see :func:`~unbraid.objectives.info_nce`.
     augmentation
         Random view of a cell: ``"auto"`` thins counts and puts noise and dropout on the rest.
     n_categories
@@ -135,6 +138,7 @@ class ContrastiveModule(SplitModule):
         inner_lr: float = 1e-3,
         fresh_inner_batches: bool = False,
         negatives: Literal["all", "batch"] = "all",
+        positives: Literal["own", "replicates"] = "own",
         augmentation: Augmentation = None,
         n_categories: Sequence[int] = (),
         n_continuous: int = 0,
@@ -151,13 +155,14 @@ class ContrastiveModule(SplitModule):
         if beta < 0:
             raise ValueError(f"`beta` cannot be negative, got {beta}.")
         check_option("`negatives`", negatives, ("all", "batch"))
+        check_option("`positives`", positives, ("own", "replicates"))
         check_option("`shared_objective`", shared_objective, ("info_nce", "vmf", *CORRELATION_OBJECTIVES))
         sphere = shared_objective not in CORRELATION_OBJECTIVES
         if sphere and shared_options:
             raise ValueError(f"`shared_options` belong to {', '.join(CORRELATION_OBJECTIVES)}.")
         self.n_shared, self.n_specific = n_shared, n_specific
         self.shared_objective, self.shared_options = shared_objective, dict(shared_options or {})
-        self.temperature, self.negatives = temperature, negatives
+        self.temperature, self.negatives, self.positives = temperature, negatives, positives
         self.kappa, self.beta = (kappa, beta) if shared_objective == "vmf" else (None, 0.0)
         self.center_alignment = center_alignment
         self.n_categories, self.n_continuous, self.n_batches = tuple(n_categories), n_continuous, n_batches
@@ -253,7 +258,7 @@ class ContrastiveModule(SplitModule):
         def regression() -> torch.Tensor:
             rows = batch["mask"]
             return sum(
-                self.residuals[m].loss(view[m][rows[m]], condition[m][rows[m]], batch["index"][rows[m]])
+                self.residuals[m].loss(view[m][rows[m]], condition[m][rows[m]], self.units(batch)[rows[m]])
                 for m in self.modalities
             )
 
@@ -311,7 +316,7 @@ class ContrastiveModule(SplitModule):
         """
         covariates, mask = self.covariates(batch), batch["mask"]
         if self.residuals is not None:
-            index = batch["index"] if self.specific_encoders.training else None
+            index = self.units(batch) if self.specific_encoders.training else None
             conditions = self.conditions(shared)
             seen = {m: (on_present_rows(self.residuals[m], mask[m], inputs[m], conditions[m], index),) for m in inputs}
         elif self.specific_sees_shared:
@@ -384,8 +389,12 @@ class ContrastiveModule(SplitModule):
         return self.temperature if learned is None else learned.exp().clamp(min=0.01)
 
     def groups(self, batch: dict) -> torch.Tensor | None:
-        """Which cells may be negatives of each other; None: all."""
+        """Batch of every cell, if batches are taken apart."""
         return batch["batch"] if self.negatives == "batch" else None
+
+    def peers(self, batch: dict) -> Peers:
+        """Which cells may be negatives of each other in a contrast."""
+        return Peers(self.groups(batch), batch.get("group"))
 
     def batch_offset(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """Share of the variance of the codes that lies between batches, mean over dimensions and modalities."""
@@ -401,13 +410,19 @@ class ContrastiveModule(SplitModule):
         """:func:`over_pairs` with the batch's masks and groups."""
         return over_pairs(function, codes, batch["mask"], self.groups(batch))
 
-    def info_nce(self, a: torch.Tensor, b: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
-        """InfoNCE of two codes at the module's temperature."""
-        return info_nce(a, b, temperature=self.present_temperature, groups=groups)
+    def info_nce(self, a: torch.Tensor, b: torch.Tensor, peers: Peers) -> torch.Tensor:
+        """InfoNCE of two codes at the module's temperature; every row finds its own partner."""
+        return info_nce(a, b, temperature=self.present_temperature, **vars(peers))
 
     def pairwise_info_nce(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """InfoNCE between the modalities, averaged over their pairs."""
-        return self.over_pairs(self.info_nce, codes, batch)
+        return over_pairs(self.shared_info_nce, codes, batch["mask"], self.peers(batch))
+
+    def shared_info_nce(self, a: torch.Tensor, b: torch.Tensor, peers: Peers) -> torch.Tensor:
+        """InfoNCE of the shared codes of two modalities, whose positives may be all replicates."""
+        if self.positives == "own" or peers.replicates is None:
+            return self.info_nce(a, b, peers)
+        return info_nce(a, b, temperature=self.present_temperature, positives="replicates", **vars(peers))
 
     def pairwise_alignment(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """Mean cosine between the modalities, averaged over their pairs."""

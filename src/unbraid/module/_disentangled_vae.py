@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Categorical
 
 from unbraid._messages import check_option
-from unbraid.module._base import InnerLoop, Stage, over_pairs, total_loss
+from unbraid.module._base import InnerLoop, Peers, Stage, over_pairs, total_loss
 from unbraid.module._independence import Independence, IndependenceChoice, independence_weights
 from unbraid.module._multimodal_vae import MultimodalVAE
 from unbraid.nn import DiffusionPrior, PerModality
@@ -191,14 +191,18 @@ class DisentangledVAE(MultimodalVAE):
         dependence = lambda kind: self.dependence(kind, z, w, batch)
         return terms | {kind: (weight, partial(dependence, kind)) for kind, weight in self.independence_weights.items()}
 
-    def contrast(self, a: Tensor, b: Tensor, groups: Tensor | None) -> Tensor:
+    def contrast(self, a: Tensor, b: Tensor, peers: Peers) -> Tensor:
         """Contrast of paired codes: SimCLR's as released, InfoNCE as printed."""
         function = nt_xent if self.form == "released" else partial(info_nce, symmetric=False)
-        return function(a, b, temperature=self.temperature, groups=groups)
+        return function(a, b, temperature=self.temperature, **vars(peers))
 
     def groups(self, batch: dict) -> Tensor | None:
-        """Which cells may be negatives of each other; None: all."""
+        """Batch of every cell, if batches are taken apart."""
         return batch["batch"] if self.negatives == "batch" else None
+
+    def peers(self, batch: dict) -> Peers:
+        """Which cells may be negatives of each other in a contrast."""
+        return Peers(self.groups(batch), batch.get("group"))
 
     def cross_information(self, z: dict[str, Posterior], batch: dict) -> Tensor:
         r"""Minus the contrast of the modalities' z.
@@ -207,7 +211,7 @@ class DisentangledVAE(MultimodalVAE):
         :math:`\sum_{m \neq n} C_{mn} / (M - 1)`, which is M times that.
         """
         means = {m: q.mean for m, q in z.items()}
-        value = over_pairs(self.contrast, means, batch["mask"], self.groups(batch))
+        value = over_pairs(self.contrast, means, batch["mask"], self.peers(batch))
         return value * (len(self.modalities) if self.form == "released" else 1)
 
     def generative_augmentation(self, z: dict[str, Posterior], w: dict[str, Posterior], batch: dict) -> Tensor:
@@ -245,8 +249,7 @@ class DisentangledVAE(MultimodalVAE):
         target = found[kept].mean[cells]
         if self.augmentation_loss == "least_squares":
             return (again - target).square().sum(1).mean()
-        groups = self.groups(batch)
-        return self.contrast(again, target, None if groups is None else groups[cells])
+        return self.contrast(again, target, self.peers(batch)[cells])
 
     def diffusion_loss(self, z: dict[str, Posterior], w: dict[str, Posterior], batch: dict) -> Tensor:
         """Mean over modalities of the diffusion models' losses of the posterior means."""

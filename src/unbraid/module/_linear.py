@@ -299,6 +299,7 @@ def select_canonical(
     n_folds: int = 5,
     n_permutations: int = 100,
     max_obs: int = 20_000,
+    groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> CanonicalSelection:
     r"""Choose the ridge and the rank on held-out cells.
@@ -323,12 +324,17 @@ def select_canonical(
         Random re-pairings.
     max_obs
         Cells to look at; more do not change the choice.
+    groups
+        Of which group every cell is a replicate, ``(n_obs,)``. Folds are then of groups, and of the held-out replicates
+        in a batch one is looked at: more of them would pass for more independent cells.
     seed
         Seed of folds and re-pairings.
     """
     n_obs, rng = len(batch), np.random.default_rng(seed)
-    fold = rng.permutation(n_obs)
-    fold = np.where(fold < max_obs, fold % n_folds, -1)  # -1: not looked at
+    unit = np.arange(n_obs) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_units = unit.max(initial=-1) + 1
+    fold = rng.permutation(n_units)[unit]
+    fold = np.where(fold < max_obs * n_units / n_obs, fold % n_folds, -1)  # -1: not looked at
     chosen = {m: fold[r] >= 0 for m, r in rows.items()}
     data, rows = {m: x[chosen[m]] for m, x in data.items()}, {m: r[chosen[m]] for m, r in rows.items()}
     split = lambda k, part: {m: (fold[r] == k) == part for m, r in rows.items()}
@@ -350,6 +356,9 @@ def select_canonical(
             pairs = {}
             for m, n in combinations(data, 2):
                 i, j = common_rows(cells[m], cells[n], n_obs)
+                if groups is not None:
+                    kept = one_of_each(groups[cells[m][i]], batch[cells[m][i]])
+                    i, j = i[kept], j[kept]
                 if len(i) > 2:
                     pairs[m, n] = (unit_columns(variates[m][i]), unit_columns(variates[n][j]), batch[cells[m][i]])
             folds.append(pairs)
@@ -379,3 +388,17 @@ def select_canonical(
     folds = held_out(best)
     null = [mean_correlation(folds, repair).max(initial=0.0) for _ in range(n_permutations)]
     return CanonicalSelection(best, mean_correlation(folds), float(np.quantile(null, 0.95)))
+
+
+def one_of_each(groups: np.ndarray, batch: np.ndarray | None = None) -> np.ndarray:
+    """Positions, increasing, of the first replicate of every group in every batch.
+
+    Parameters
+    ----------
+    groups
+        Of which group every cell is a replicate, ``(n,)``.
+    batch
+        Batch of every cell, ``(n,)``; None for one batch.
+    """
+    keys = groups[None] if batch is None else np.stack([groups, batch])
+    return np.sort(np.unique(keys, axis=1, return_index=True)[1])

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
-from unbraid.module._base import InnerLoop, Latents, Stage, centered, on_present_rows, over_pairs, total_loss
+from unbraid.module._base import InnerLoop, Latents, Peers, Stage, centered, on_present_rows, over_pairs, total_loss
 from unbraid.module._canonical import CanonicalCandidate
 from unbraid.module._independence import PENALTIES, Independence, independence_weights
 from unbraid.module._linear import LinearModule, common_rows, generalized_cca
@@ -134,7 +134,7 @@ class UnbraidModule(PredictsSizes, LinearModule):
 
         def regression() -> Tensor:
             return sum(
-                self.residuals[m].loss(self._linear_residual(m, x, c), c, batch["index"][batch["mask"][m]])
+                self.residuals[m].loss(self._linear_residual(m, x, c), c, self.units(batch)[batch["mask"][m]])
                 for m, (x, c) in found.items()
             )
 
@@ -174,7 +174,7 @@ class UnbraidModule(PredictsSizes, LinearModule):
         rows = batch["mask"]
         known = self._known if self.specific.training else None
         if known is None:
-            found = self._residuals(batch, batch["index"] if self.specific.training else None)
+            found = self._residuals(batch, self.units(batch) if self.specific.training else None)
         else:  # training cells: neither the shared code nor the regression moves any more
             if known["place"].device != batch["index"].device:
                 known = self._known = move_data_to_device(known, batch["index"].device)
@@ -255,8 +255,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
             return {}
         candidate = getattr(self, stage)
         if stage != "linear":
-            seen = self._gathered(train, lambda components, mask: candidate.outputs(components, mask), MAX_HEAD_OBS)
-            candidate.head.fit(*seen)
+            outputs, mask, peers = self._gathered(train, candidate.outputs, MAX_HEAD_OBS)
+            candidate.head.fit(outputs, mask, peers.groups)
         codes = self._gathered(
             validation,
             lambda components, mask: {
@@ -321,7 +321,7 @@ class UnbraidModule(PredictsSizes, LinearModule):
         for batch in batches:
             index.append(batch["index"])
             components = self.components(batch)
-            for m, pair in self._residuals(batch, batch["index"]).items():
+            for m, pair in self._residuals(batch, self.units(batch)).items():
                 found[m].append(pair)
                 masks[m].append(batch["mask"][m])
                 square[m] += float(components[m].square().sum())
@@ -515,17 +515,19 @@ class UnbraidModule(PredictsSizes, LinearModule):
         return Latents(mask, shared, specific, joint)
 
     def _gathered(self, batches: Iterable[dict], codes: Any, max_obs: int | None = None):
-        """Codes, masks and groups of many batches as one."""
-        values, masks, groups, n = [], [], [], 0
+        """Codes, masks and peers of many batches as one."""
+        values, masks, groups, replicates, n = [], [], [], [], 0
         for batch in batches:
             values.append(codes(self.components(batch), batch["mask"]))
             masks.append(batch["mask"])
             groups.append(self.groups(batch))
+            replicates.append(batch.get("group"))
             n += len(batch["index"])
             if max_obs is not None and n >= max_obs:
                 break
         whole = lambda parts: {m: torch.cat([part[m] for part in parts]) for m in self.modalities}
-        return whole(values), whole(masks), None if groups[0] is None else torch.cat(groups)
+        peers = Peers(*(None if parts[0] is None else torch.cat(parts) for parts in (groups, replicates)))
+        return whole(values), whole(masks), peers
 
 
 def _n_codes(rank: int) -> int:

@@ -39,7 +39,7 @@ class ViewsModule(ContrastiveModule):
 
     def views_info_nce(self, specific: list[Codes], shared: list[Codes], batch: dict) -> torch.Tensor:
         """InfoNCE between two views of u_m = [s_m, code of the cell's other modalities], summed over m."""
-        groups, total = self.groups(batch), 0.0
+        peers, total = self.peers(batch), 0.0
         unit = (lambda code: normalize(code, dim=1)) if self.normalize_codes else (lambda code: code)
         others, rows = zip(*(self.others(c, batch) for c in shared), strict=True)
         for m in self.modalities:
@@ -47,7 +47,7 @@ class ViewsModule(ContrastiveModule):
                 torch.cat([unit(s[m]), unit(other[m])], dim=1)[rows[0][m]]
                 for s, other in zip(specific, others, strict=True)
             ]
-            total = total + self.info_nce(*u, None if groups is None else groups[rows[0][m]])
+            total = total + self.info_nce(*u, peers[rows[0][m]])
         return total
 
     def views_dependence(self, kind: str, specific: list[Codes], shared: list[Codes], batch: dict) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from unbraid._messages import check_option
-from unbraid.objectives._unit import check_groups, check_pairs, check_widths
+from unbraid.objectives._unit import check_groups, check_pairs, check_widths, no_negatives
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +197,7 @@ def nce_club(scores: Tensor, *, groups: Tensor | None = None) -> Tensor:
     return (scores.diagonal() - mean).sum() / max(n, 1)
 
 
-def nce_bound(scores: Tensor, *, groups: Tensor | None = None) -> Tensor:
+def nce_bound(scores: Tensor, *, groups: Tensor | None = None, replicates: Tensor | None = None) -> Tensor:
     r"""InfoNCE lower bound of the mutual information from a critic's scores, to be maximised.
 
     .. math::
@@ -213,6 +213,9 @@ def nce_bound(scores: Tensor, *, groups: Tensor | None = None) -> Tensor:
     groups
         ``(n,)`` integers. The sum and :math:`n` are then those of the own group of :math:`b_j`; a row alone in its
         group contributes 0.
+    replicates
+        ``(n,)`` integers. Other rows with the same one as :math:`b_j` are left out of the sum and of :math:`n`. The
+        bound is then one of the information about what replicates share.
 
     Returns
     -------
@@ -221,7 +224,7 @@ def nce_bound(scores: Tensor, *, groups: Tensor | None = None) -> Tensor:
     Raises
     ------
     ValueError
-        When ``scores`` is not a square matrix or ``groups`` has not one entry per row.
+        When ``scores`` is not a square matrix, or ``groups`` or ``replicates`` has not one entry per row.
 
     Notes
     -----
@@ -242,12 +245,13 @@ def nce_bound(scores: Tensor, *, groups: Tensor | None = None) -> Tensor:
     """
     n = _check_scores(scores)
     check_groups(groups, n)
-    if groups is None:
+    check_groups(replicates, n, "replicates")
+    excluded = no_negatives(groups, replicates)
+    if excluded is None:
         log_size = n * math.log(max(n, 1))
     else:
-        same = groups[:, None] == groups
-        scores = scores.masked_fill(~same, -torch.inf)
-        log_size = same.sum(dim=0).to(scores.dtype).log().sum()
+        scores = scores.masked_fill(excluded, -torch.inf)
+        log_size = (~excluded).sum(dim=0).to(scores.dtype).log().sum()
     partner = torch.arange(n, device=scores.device)
     return (log_size - cross_entropy(scores.T, partner, reduction="sum")) / max(n, 1)
 

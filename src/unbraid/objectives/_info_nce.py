@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
-from unbraid.objectives._unit import check_groups, check_pairs, check_widths, unit
+from unbraid._messages import check_option
+from unbraid.objectives._unit import check_groups, check_pairs, check_widths, no_negatives, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,8 @@ def info_nce(
     *,
     temperature: float | Tensor = 0.07,
     groups: Tensor | None = None,
+    replicates: Tensor | None = None,
+    positives: Literal["own", "replicates"] = "own",
     normalize: bool = True,
     symmetric: bool = True,
 ) -> Tensor:
@@ -43,6 +46,10 @@ def info_nce(
         ``(n,)`` integers. Negatives then come from the anchor's own group only, such as its experimental batch, so
         that telling the groups apart earns nothing. The loss is the mean of the groups' losses, weighted by their
         sizes; an anchor alone in its group contributes exactly 0.
+    replicates
+        ``(n,)`` integers. Rows with the same one, such as profiles of one compound, are never negatives of each other.
+    positives
+        Whom a row is to find: its ``"own"`` partner, or those of all its ``"replicates"`` in its group, see the notes.
     normalize
         Compare directions (cosines). ``False`` takes the plain dot products.
     symmetric
@@ -56,11 +63,24 @@ def info_nce(
     Raises
     ------
     ValueError
-        When ``a`` and ``b`` are not two ``(n, d)`` matrices, when ``groups`` has not one entry per row, or when
-        ``temperature`` is a number that is not positive.
+        When ``a`` and ``b`` are not two ``(n, d)`` matrices, when ``groups`` or ``replicates`` has not one entry per
+        row, when replicates are to be found and none are named, or when ``temperature`` is a number that is not positive.
 
     Notes
     -----
+    With :math:`P_i` the replicates of row i in its group, itself included, and :math:`N_i` the other rows of its group,
+    one direction of the loss with ``positives="replicates"`` is the supervised contrastive loss (outside the logarithm
+    [4]_), but without other positives in the denominator:
+
+    .. math::
+
+        -\frac{1}{n} \sum_i \frac{1}{|P_i|} \sum_{p \in P_i} \log
+            \frac{\exp(\langle a_i, b_p \rangle / \tau)}
+            {\exp(\langle a_i, b_p \rangle / \tau) + \sum_{j \in N_i} \exp(\langle a_i, b_j \rangle / \tau)}
+
+    Where replicates are equal in one of the views, as a molecule is to itself, this is the loss of ``"own"``: every row
+    already has all of them for a partner. It differs where both views are measurements, and under augmentation.
+
     The one-directional loss is that of [1]_, the symmetric one that of CLIP [2]_. Both average over anchors and keep
     the positive in the denominator. Step 1 of DisentangledSSL ([3]_, Appendix G) is
     ``info_nce(z1, z2) - beta * alignment(mu1, mu2)``; its equation 10, step 2, is the same loss between two
@@ -71,6 +91,7 @@ def info_nce(
     .. [1] van den Oord, Li and Vinyals. Representation learning with contrastive predictive coding. 2018.
     .. [2] Radford et al. Learning transferable visual models from natural language supervision. ICML 2021.
     .. [3] Wang et al. An information criterion for controlled disentanglement of multimodal data. ICLR 2025.
+    .. [4] Khosla et al. Supervised contrastive learning. NeurIPS 2020.
 
     Examples
     --------
@@ -85,20 +106,39 @@ def info_nce(
     n = check_pairs(a, b, "a and b")
     check_widths(a, b, "a and b", "info_nce")
     check_groups(groups, n)
+    check_groups(replicates, n, "replicates")
+    check_option("positives", positives, ("own", "replicates"))
+    if positives == "replicates" and replicates is None:
+        raise ValueError("positives='replicates' needs replicates: the group of every row.")
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
 
     if normalize:
         a, b = unit(a), unit(b)
     logits = (a / temperature) @ b.T
-    if groups is not None:
-        logits = logits.masked_fill(groups[:, None] != groups, -torch.inf)
+    excluded = no_negatives(groups, replicates)
+    if positives == "replicates":
+        found = replicates[:, None] == replicates
+        found = found if groups is None else found & (groups[:, None] == groups)
+        loss = _find_all(logits, found, excluded)
+        return ((loss + _find_all(logits.T, found, excluded)) / 2 if symmetric else loss) / max(n, 1)
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, -torch.inf)
     partner = torch.arange(n, device=logits.device)
     # the sum over max(n, 1), not the mean: an empty batch gives 0, not NaN
     loss = cross_entropy(logits, partner, reduction="sum")
     if symmetric:
         loss = (loss + cross_entropy(logits.T, partner, reduction="sum")) / 2
     return loss / max(n, 1)
+
+
+def _find_all(logits: Tensor, found: Tensor, excluded: Tensor) -> Tensor:
+    """Sum over rows of the mean over their positives of -log softmax among the positive and the negatives."""
+    no_negative = excluded | torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    negatives = logits.masked_fill(no_negative, -torch.inf).logsumexp(dim=1, keepdim=True)
+    # softplus of the difference is -log(e^positive / (e^positive + e^negatives)); without negatives it is 0
+    losses = softplus(negatives - logits.masked_fill(~found, torch.inf))
+    return (losses / found.sum(dim=1, keepdim=True)).sum()
 
 
 def alignment(a: Tensor, b: Tensor, *, center: bool = False) -> Tensor:

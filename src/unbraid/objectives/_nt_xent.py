@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from unbraid.objectives._unit import check_groups, check_pairs, check_widths, unit
+from unbraid.objectives._unit import check_groups, check_pairs, check_widths, no_negatives, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,7 @@ def nt_xent(
     *,
     temperature: float | Tensor = 0.1,
     groups: Tensor | None = None,
+    replicates: Tensor | None = None,
 ) -> Tensor:
     r"""Normalised temperature-scaled cross-entropy of SimCLR between two views.
 
@@ -40,6 +41,9 @@ def nt_xent(
     groups
         ``(n,)`` integers. Negatives then come from the anchor's own group only, such as its experimental batch. The
         loss is the mean of the groups' losses, weighted by their sizes; a pair alone in its group contributes 0.
+    replicates
+        ``(n,)`` integers. Rows with the same one, such as profiles of one compound, are never negatives of each other,
+        in the same view or in the other.
 
     Returns
     -------
@@ -48,8 +52,8 @@ def nt_xent(
     Raises
     ------
     ValueError
-        When ``a`` and ``b`` are not two ``(n, d)`` matrices, when ``groups`` has not one entry per row, or when
-        ``temperature`` is a number that is not positive.
+        When ``a`` and ``b`` are not two ``(n, d)`` matrices, when ``groups`` or ``replicates`` has not one entry per
+        row, or when ``temperature`` is a number that is not positive.
 
     Notes
     -----
@@ -72,6 +76,7 @@ def nt_xent(
     n = check_pairs(a, b, "a and b")
     check_widths(a, b, "a and b", "nt_xent")
     check_groups(groups, n)
+    check_groups(replicates, n, "replicates")
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
 
@@ -79,7 +84,6 @@ def nt_xent(
     logits = (rows / temperature) @ rows.T
     row = torch.arange(2 * n, device=logits.device)
     excluded = row[:, None] == row
-    if groups is not None:
-        groups = groups.repeat(2)
-        excluded = excluded | (groups[:, None] != groups)
+    if (apart := no_negatives(groups, replicates)) is not None:
+        excluded = excluded | apart.repeat(2, 2)
     return cross_entropy(logits.masked_fill(excluded, -torch.inf), row.roll(n), reduction="sum") / max(2 * n, 1)

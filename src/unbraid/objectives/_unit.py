@@ -39,7 +39,19 @@ def center(x: Tensor) -> Tensor:
     return x - x.sum(dim=0) / max(len(x), 1)
 
 
-def check_groups(groups: Tensor | None, n: int) -> None:
+def check_groups(groups: Tensor | None, n: int, name: str = "groups") -> None:
     """Raise unless there is one group per row, or none at all."""
     if groups is not None and groups.shape != (n,):
-        raise ValueError(f"groups must have one entry per row, shape ({n},), got {tuple(groups.shape)}.")
+        raise ValueError(f"{name} must have one entry per row, shape ({n},), got {tuple(groups.shape)}.")
+
+
+def no_negatives(groups: Tensor | None, replicates: Tensor | None) -> Tensor | None:
+    """Which rows are no negatives of which: ``(n, n)`` bool, False on the diagonal; None if all are.
+
+    Those of another group, and those that are replicates.
+    """
+    excluded = None if groups is None else groups[:, None] != groups
+    if replicates is not None:
+        same = (replicates[:, None] == replicates).fill_diagonal_(False)
+        excluded = same if excluded is None else excluded | same
+    return excluded

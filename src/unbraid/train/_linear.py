@@ -97,7 +97,8 @@ def fit_linear(
     reduced = {m: _reduce(module, dataset, m, rows[m], batch, n_components, seed) for m in module.modalities}
     n_dims = min(n_shared or dataset.n_obs, *(x.shape[1] for x in reduced.values()))
     ridges = RIDGES if ridge is None else (ridge,)
-    selection = select_canonical(reduced, rows, batch, n_dims, ridges=ridges, n_permutations=n_permutations, seed=seed)
+    options = {"n_permutations": n_permutations, "groups": dataset.groups, "seed": seed}
+    selection = select_canonical(reduced, rows, batch, n_dims, ridges=ridges, **options)
     rank = n_dims if n_shared else max(selection.rank, 1)
     if selection.rank == 0:
         warnings.warn(

@@ -37,7 +37,11 @@ class ContrastiveModel(SplitModel):
 
     ``negatives``
         ``"batch"`` compares a cell with cells of its own batch only, so that batch is no shared
-        information; the default when a ``batch_key`` was registered. ``"all"`` compares with all.
+        information; the default when a ``batch_key`` was registered. ``"all"`` compares with all. Replicates of one
+        group, if a ``group_key`` was registered, are never negatives of each other.
+    ``positives``
+        ``"own"``: a cell's shared code is to find that of its own other modality. ``"replicates"``: those of all cells
+        of its group (and batch, with ``negatives="batch"``); see :func:`~unbraid.objectives.info_nce`.
     ``encode_covariates``
         Whether encoders get batch and covariates as input (not by default).
     ``input_transform``
@@ -116,6 +120,8 @@ class ContrastiveModel(SplitModel):
         negatives = negatives or ("all" if setup["batch_key"] is None else "batch")
         if negatives == "batch" and setup["batch_key"] is None:
             raise ValueError("`negatives='batch'` needs a `batch_key` in `setup_mudata`.")
+        if module_options.get("positives") == "replicates" and setup.get("group_key") is None:
+            raise ValueError("`positives='replicates'` needs a `group_key` in `setup_mudata`.")
         if encode_covariates:
             categorical = self.registry_["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
             module_options["n_categories"] = [stats.n_batch, *categorical.get("n_cats_per_key", [])]

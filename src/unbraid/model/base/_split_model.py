@@ -111,6 +111,7 @@ class SplitModel(LatentMixin, BaseModelClass):
         pairs_key: str | None = None,
         size_factor_key: str | dict[str, str] | None = None,
         mask_keys: dict[str, str] | None = None,
+        group_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register a MuData: what its modalities are, and where their values lie.
@@ -145,6 +146,10 @@ class SplitModel(LatentMixin, BaseModelClass):
         mask_keys
             Per modality, a boolean column of its ``obs``: cells with False were not measured. Use it
             for zero-padded data; values of these cells are never looked at.
+        group_key
+            Column of ``mdata.obs`` whose values have replicates, such as the compound of every profile of a drug
+            screen. Replicates are never negatives of each other in a contrast, and a random split keeps them on one
+            side. A cell without a value has no replicates.
         **kwargs
             For loading: ``source_registry`` and ``extend_categories``.
 
@@ -199,7 +204,13 @@ class SplitModel(LatentMixin, BaseModelClass):
             "continuous_covariate_keys": as_list(continuous_covariate_keys),
         }
         setup_method_args = cls._get_setup_method_args(
-            cls=cls, mdata=mdata, modalities=modalities, pairs_key=pairs_key, **per_modality, **covariates
+            cls=cls,
+            mdata=mdata,
+            modalities=modalities,
+            pairs_key=pairs_key,
+            group_key=group_key,
+            **per_modality,
+            **covariates,
         )
         fields = build_fields(modalities, **{name: given or {} for name, given in per_modality.items()}, **covariates)
         manager = MultimodalManager(fields, setup_method_args=setup_method_args)
@@ -308,7 +319,8 @@ class SplitModel(LatentMixin, BaseModelClass):
         split_key
             ``obs`` column of the MuData with ``train``, ``val`` and ``test``.
         train_size, validation_size
-            Fractions of the cells; by default a tenth (at most 2,000 cells) is for validation.
+            Fractions of the cells; by default a tenth (at most 2,000 cells) is for validation. Groups of the
+            ``group_key`` stay together.
         early_stopping
             End a stage when the validation loss no longer falls, and take the weights of its best epoch.
         early_stopping_patience, early_stopping_min_delta
@@ -348,6 +360,7 @@ class SplitModel(LatentMixin, BaseModelClass):
             train_size=train_size,
             validation_size=validation_size,
             labels=None if split_key is None else self._split_labels(split_key),
+            groups=dataset.groups,
             seed=seed,
         )
         self._check_parts(dataset.presence, parts)

@@ -172,6 +172,21 @@ def test_counterfactuals_take_one_latent_from_each_cell(model, cells):
           np.array([False, False, True]))  # fmt: skip
 
 
+def test_counterfactuals_of_cells_that_lack_the_modality(model, cells):
+    """The state of a measured cell, and of another one what its other modality tells of it."""
+    with_rna = np.flatnonzero(has(cells, "rna"))
+    without = np.flatnonzero(~has(cells, "rna") & has(cells, "prot"))[:4]
+    state = with_rna[:4]
+    check(model.counterfactual("rna", without, state), (4, N_GENES), np.zeros(4, bool))
+    values = model.counterfactual("rna", without, state, shared_modality="prot")
+    check(values, (4, N_GENES), np.ones(4, bool))
+    assert abs(values - model.counterfactual("rna", without[::-1], state, shared_modality="prot")).max() > 0
+    found = model.counterfactual_support("rna", without, state, shared_modality="prot")
+    assert ((found > 0) & (found <= 1)).all()
+    with pytest.raises(KeyError, match="No modality 'protein' in the model. Did you mean 'prot'"):
+        model.counterfactual("rna", without, state, shared_modality="protein")
+
+
 def test_support_of_counterfactuals(model, cells):
     both, gap = np.flatnonzero(has(cells, "rna")), np.flatnonzero(~has(cells, "rna"))[0]
     own = model.counterfactual_support("rna", both, both)

@@ -136,7 +136,7 @@ def test_unbraid_does_not_take_replicates_for_evidence():
     for key in (None, "compound"):
         ub.model.Unbraid.setup_mudata(mdata, group_key=key)
         model = ub.model.Unbraid(mdata, n_hidden=16, n_layers=2)
-        with pytest.warns(UserWarning) if key else _nothing():
+        with pytest.warns(UserWarning, match="No dimension is shared") if key else _nothing():
             model.train(max_epochs=2, progress_bar=False, validation_size=0.5, seed=0, accelerator="cpu")
         found[key] = model.report().information
     assert found[None] > 1.0

@@ -513,6 +513,20 @@ def test_a_counterfactual_has_the_codes_of_two_cells(neural):
     assert neural.counterfactual("a", [3, 3, 5], [9, 1, -1]).shape == (3, 8)
 
 
+def test_a_counterfactual_may_take_the_shared_code_of_another_modality(neural):
+    first, second = np.arange(400), np.arange(400, 800)
+    found = neural.counterfactual("a", first, second, shared_modality="b")
+    codes = {m: neural.get_latent_representation(kind="shared", modality=m) for m in "ab"}
+    s = torch.as_tensor(neural.get_latent_representation(kind="specific", modality="a"))[second]
+    with torch.no_grad():
+        # alone, the other modality tells of the code its correlation times its own
+        c = neural.module.candidate.kept_correlation * torch.as_tensor(codes["b"])[first]
+        expected = neural.module.input_layers["a"].inverse(neural.module.decode("a", c, s))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    support = neural.counterfactual_support("a", first, first, shared_modality="b")
+    assert support.mean() > neural.counterfactual_support("a", first, second, shared_modality="b").mean()
+
+
 def test_a_counterfactual_has_the_size_of_the_cell_of_its_shared_code(pair):
     has = np.flatnonzero(~lacks(pair, "rna"))
     x = np.asarray(pair.adata["rna"][pair.adata.obs_names[has]].X.sum(axis=1)).ravel()

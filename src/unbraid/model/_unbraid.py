@@ -408,6 +408,7 @@ class Unbraid(SplitModel):
         specific_from: Sequence[int],
         mdata: MuData | None = None,
         *,
+        shared_modality: str | None = None,
         transformed: bool = False,
     ) -> np.ndarray:
         """A modality with the shared code of some cells and the specific code of others.
@@ -421,20 +422,23 @@ class Unbraid(SplitModel):
             specific code of the i-th of the second.
         mdata
             Cells; those of the set-up by default.
+        shared_modality
+            Modality that the shared code is read from, as in :meth:`translate`; by default ``modality`` itself. Of a
+            molecule that was never screened there is no phenotype to read it from.
         transformed
             As in :meth:`reconstruct`.
 
         Returns
         -------
-        float32 array ``(n, n_features)``; counts at the size of the cells of ``shared_from``. NaN where either cell
-        lacks the modality.
+        float32 array ``(n, n_features)``; counts at the size of the cells of ``shared_from``. NaN where the cells lack
+        what is read from them.
 
         Raises
         ------
         ValueError
             If there are not equally many.
         """
-        self._check_counterfactual(modality, shared_from, specific_from)
+        source = self._check_counterfactual(modality, shared_from, specific_from, shared_modality)
         module, parts = self.module, []
         # one pass after the other: two that take turns would leave inference mode on for good
         specific = [
@@ -442,9 +446,13 @@ class Unbraid(SplitModel):
             for batch in self._batches(mdata, specific_from)
         ]
         for batch, (s, known) in zip(self._batches(mdata, shared_from), specific, strict=True):
-            latents = module.encode(batch)
-            c = module.conditions(latents.shared, latents.joint, latents.mask)[modality]
-            x = self._values(modality, module.decode(modality, c, s, module.batch_codes(batch)), batch, transformed)
+            latents, mask = module.encode(batch), batch["mask"]
+            if source == modality:
+                c = module.conditions(latents.shared, latents.joint, mask)[modality]
+            else:
+                c = module.expected_condition(modality, {source: latents.shared[source]}, mask)
+            x = module.decode(modality, c, s, module.batch_codes(batch))
+            x = self._values(modality, x, batch, transformed, mask[source])
             parts.append(x.masked_fill(~known[:, None], torch.nan))
         return torch.cat(parts).cpu().numpy()
 

@@ -264,6 +264,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         specific_from: Sequence[int],
         mdata: MuData | None = None,
         *,
+        shared_modality: str | None = None,
         n_samples: int | None = None,
     ) -> np.ndarray:
         """A modality with the shared latent of some cells and the specific latent of others.
@@ -279,19 +280,22 @@ class GenerativeModel(TraversalMixin, SplitModel):
             specific latent of the i-th of the second. Covariates and total counts are those of the first.
         mdata
             Cells; those of the set-up by default.
+        shared_modality
+            Modality that the shared latent is read from; by default ``modality`` itself. Of a molecule that was never
+            screened there is no phenotype to read it from.
         n_samples
             As in :meth:`reconstruct`.
 
         Returns
         -------
-        float32 array ``(n, n_features)``, or with the samples first; NaN where either cell lacks the modality.
+        float32 array ``(n, n_features)``, or with the samples first; NaN where the cells lack what is read from them.
 
         Raises
         ------
         ValueError
             If there are not equally many, or the model has no specific latents.
         """
-        self._check_counterfactual(modality, shared_from, specific_from)
+        source = self._check_counterfactual(modality, shared_from, specific_from, shared_modality)
         # one pass after the other: two that take turns would leave inference mode on for good
         given = iter(
             [
@@ -302,8 +306,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
 
         def latents(batch: dict, n: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             w, known = next(given)
-            z = self.module.posteriors(batch)[0][modality]
-            return _codes(z, n), _codes(w, n), batch["mask"][modality] & known
+            z = self.module.posteriors(batch)[0][source]
+            return _codes(z, n), _codes(w, n), batch["mask"][source] & known
 
         return self._decoded(modality, latents, mdata, n_samples, shared_from)
 

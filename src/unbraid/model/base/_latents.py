@@ -135,12 +135,18 @@ class LatentMixin:
         if modality not in self.modalities:
             raise KeyError(f"No modality {modality!r} in the model. {suggest(modality, self.modalities)}")
 
-    def _check_counterfactual(self, modality: str, shared_from: Sequence[int], specific_from: Sequence[int]) -> None:
+    def _check_counterfactual(
+        self, modality: str, shared_from: Sequence[int], specific_from: Sequence[int], shared_modality: str | None
+    ) -> str:
+        """The modality whose shared code is taken."""
         self._check_request("specific", modality)
+        source = modality if shared_modality is None else shared_modality
+        self._check_modality(source)
         if len(shared_from) != len(specific_from):
             raise ValueError(
                 f"`shared_from` and `specific_from` pair cells: got {len(shared_from)} and {len(specific_from)}."
             )
+        return source
 
     def counterfactual_support(
         self,
@@ -149,6 +155,7 @@ class LatentMixin:
         specific_from: Sequence[int],
         mdata: MuData | None = None,
         *,
+        shared_modality: str | None = None,
         n_neighbors: int = 10,
     ) -> np.ndarray:
         """Whether cells with the shared code of some and the specific code of others are like cells that there are.
@@ -161,24 +168,31 @@ class LatentMixin:
             Numbers of cells, equally many, as for a model's ``counterfactual``.
         mdata
             Cells, which are also those to compare with; those of the set-up by default.
+        shared_modality
+            Modality that the shared code is read from; by default ``modality`` itself.
         n_neighbors
             See :func:`unbraid.tl.support`.
 
         Returns
         -------
         float64 array ``(n,)``: share of the cells whose own codes, shared and specific side by side, lie as far from
-        those of other cells. Below 0.05 a combination is off the support of the data. NaN where either cell lacks the
-        modality.
+        those of other cells. Below 0.05 a combination is off the support of the data. NaN where the cells lack what is
+        read from them.
         """
-        self._check_counterfactual(modality, shared_from, specific_from)
+        source = self._check_counterfactual(modality, shared_from, specific_from, shared_modality)
         mdata = self._validate_anndata(mdata, copy_if_view=False)
+        c, s = (self._code_of_cells(mdata, kind, m) for kind, m in (("shared", source), ("specific", modality)))
+        first, second = (self._cell_numbers(cells, mdata.n_obs) for cells in (shared_from, specific_from))
+        known = np.isfinite(c).all(axis=1) & np.isfinite(s).all(axis=1)
+        return support(np.hstack([c, s])[known], np.hstack([c[first], s[second]]), n_neighbors=n_neighbors)
+
+    def _code_of_cells(self, mdata: MuData, kind: Kind, modality: str) -> np.ndarray:
+        """Code of a modality, one row per cell of the MuData; NaN where the cell lacks it."""
         rows = positions(mdata, modality)
-        c, s = (self.get_latent_representation(mdata, kind, modality) for kind in ("shared", "specific"))
-        first, second = (rows[self._cell_numbers(cells, mdata.n_obs)] for cells in (shared_from, specific_from))
-        query = np.hstack([c[first], s[second]])
-        query[(first < 0) | (second < 0)] = np.nan
-        known = np.isfinite(c).all(axis=1)  # not masked out by a `mask_keys` column
-        return support(np.hstack([c, s])[known], query, n_neighbors=n_neighbors)
+        code = self.get_latent_representation(mdata, kind, modality)
+        spread = np.full((mdata.n_obs, code.shape[1]), np.nan)
+        spread[rows >= 0] = code[rows[rows >= 0]]
+        return spread
 
     @staticmethod
     def _cell_numbers(indices: Sequence[int], n_obs: int) -> np.ndarray:

@@ -85,6 +85,18 @@ def fit_predict(
     return predict
 
 
+def likelihood_of(values: NDArray | sparse.csr_array, given: Likelihood | None) -> Likelihood:
+    stored = values.data if sparse.issparse(values) else values
+    is_whole = bool((stored >= 0).all() and (stored == np.rint(stored)).all())
+    if given is None:
+        return ("bernoulli" if stored.max(initial=0) <= 1 else "poisson") if is_whole else "normal"
+    if given == "poisson" and (stored < 0).any():
+        raise ValueError("x has negative values under the likelihood 'poisson'; set likelihood='normal'.")
+    if given == "bernoulli" and not np.isin(stored, (0, 1)).all():
+        raise ValueError("x has values other than 0 and 1 under the likelihood 'bernoulli'.")
+    return given
+
+
 def _base(mean: NDArray, likelihood: Likelihood) -> NDArray:
     """Linear predictor of the mean."""
     if likelihood == "poisson":

@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.special import xlogy
 
 from unbraid._messages import check_option, check_range, check_whole, suggest
-from unbraid.metrics._decoder import Decoder, Likelihood, fit_predict
+from unbraid.metrics._decoder import Decoder, Likelihood, fit_predict, likelihood_of
 from unbraid.metrics._lookup import embedding_of, values_of
 from unbraid.metrics._resampling import bootstrap_sums, percentiles
 from unbraid.metrics._result import Result
@@ -224,7 +224,7 @@ def reconstruction_gain(
     if max_obs is not None and len(rows) > max_obs:
         rows = np.sort(subset_rng.choice(rows, max_obs, replace=False))
     values = values[rows]
-    likelihood = _likelihood(values, likelihood)
+    likelihood = likelihood_of(values, likelihood)
     size = np.asarray(values.sum(axis=1), dtype=float).ravel() if likelihood == "poisson" else np.ones(len(rows))
     seen = size > 0  # an observation without a single count says nothing about any feature
     n_dropped += int((~seen).sum())
@@ -382,18 +382,6 @@ def _has_values(values: NDArray | sparse.csr_array) -> NDArray:
     if not np.isfinite(values.data).all():
         raise ValueError("x holds NaN or infinite values: impute them, or leave these observations out.")
     return np.ones(values.shape[0], dtype=bool)
-
-
-def _likelihood(values: NDArray | sparse.csr_array, given: Likelihood | None) -> Likelihood:
-    stored = values.data if sparse.issparse(values) else values
-    is_whole = bool((stored >= 0).all() and (stored == np.rint(stored)).all())
-    if given is None:
-        return ("bernoulli" if stored.max(initial=0) <= 1 else "poisson") if is_whole else "normal"
-    if given == "poisson" and (stored < 0).any():
-        raise ValueError("x has negative values under the likelihood 'poisson'; set likelihood='normal'.")
-    if given == "bernoulli" and not np.isin(stored, (0, 1)).all():
-        raise ValueError("x has values other than 0 and 1 under the likelihood 'bernoulli'.")
-    return given
 
 
 def _folds(n: int, units: NDArray | None, n_splits: int, rng: np.random.Generator) -> NDArray:

@@ -1,6 +1,7 @@
 """What embeddings say about cells, features and each other. For any embedding, whichever model made it."""
 
 from unbraid.tl._constrained_kmeans import constrained_kmeans
+from unbraid.tl._counterfactual import counterfactual, counterfactual_distance
 from unbraid.tl._feature_verdict import feature_verdict
 from unbraid.tl._modality_weights import modality_weights
 from unbraid.tl._relevant_components import relevant_components
@@ -9,6 +10,8 @@ from unbraid.tl._support import support
 
 __all__ = [
     "constrained_kmeans",
+    "counterfactual",
+    "counterfactual_distance",
     "feature_verdict",
     "modality_weights",
     "relevant_components",

@@ -158,7 +158,15 @@ MODELS = [
     ModelCase(ub.model.FactorCL, _factor, _quick, weights={"lambda_": ("nce_club", "upper_bound")}),
     ModelCase(ub.model.MMVAE, {**_small, "estimator": "dreg", "n_importance": 2}, _quick),
     ModelCase(ub.model.MoPoEVAE, _small, _quick, weights={"beta": ("divergence", "_closed_divergence")}),
-    ModelCase(ub.model.DMVAE, _both, _quick, weights={"beta": ("divergence", "_closed_divergence")}),
+    ModelCase(
+        ub.model.DMVAE,
+        {**_both, "cross_information_weight": 1.0},
+        _quick,
+        weights={
+            "beta": ("divergence", "_closed_divergence"),
+            "cross_information_weight": ("cross_information", "cross_information"),
+        },
+    ),
     ModelCase(ub.model.MMVAEPlus, _both, _quick, weights={"beta": ("divergence", "_sampled_divergence")}),
     ModelCase(
         ub.model.IDMVAE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from unbraid.model.base import GenerativeModel
+from unbraid.model.base import DisentangledModel
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from unbraid.module._networks import Networks
 
 
-class DMVAE(GenerativeModel):
+class DMVAE(DisentangledModel):
     r"""Private-shared disentangled multimodal variational autoencoder with a product of experts.
 
     The shared latent z of a cell has the posterior :math:`q(z \mid X) \propto p(z) \prod_{m \in O} q(z \mid x_m)`, every
@@ -39,11 +39,17 @@ class DMVAE(GenerativeModel):
     prior_expert
         Whether :math:`\mathcal N(0, I)` is an expert of the product (``"joint"``, as published), of every source
         (``"all"``) or of none.
+    cross_information_weight
+        Weight of an InfoNCE between the modalities' posterior means of z (``form="paper"``), added to the loss where
+        codes are to retrieve each other, as in the drug screens of [2]_. 0, as published, leaves it out.
+    temperature
+        Of the InfoNCE.
     registry
         Registry of a saved model, to load it without data.
     **options
-        Of all generative models: see :class:`~unbraid.model.base.GenerativeModel`; the published weights
-        :math:`\lambda_m` are ``likelihood_weights``. Posteriors are normal.
+        Of all generative models, and of those with information terms: see
+        :class:`~unbraid.model.base.GenerativeModel` and :class:`~unbraid.model.base.DisentangledModel`; the published
+        weights :math:`\lambda_m` are ``likelihood_weights``. Posteriors are normal.
 
     Raises
     ------
@@ -59,6 +65,8 @@ class DMVAE(GenerativeModel):
     ----------
     .. [1] Lee and Pavlovic. Private-shared disentangled multimodal VAE for learning of latent representations.
        CVPR Workshops 2021.
+    .. [2] Wang et al. An information criterion for controlled disentanglement of multimodal data. ICLR 2025.
+       Appendix H.3.
 
     Examples
     --------
@@ -68,8 +76,6 @@ class DMVAE(GenerativeModel):
     >>> model.train()
     >>> model.write_latent()
     """
-
-    _needs_specific = True
 
     def __init__(
         self,
@@ -81,6 +87,8 @@ class DMVAE(GenerativeModel):
         *,
         beta: float = 1.0,
         prior_expert: Literal["joint", "all", "none"] = "joint",
+        cross_information_weight: float = 0.0,
+        temperature: float = 0.1,
         registry: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -94,6 +102,8 @@ class DMVAE(GenerativeModel):
             specific="posterior",
             prior_expert=prior_expert,
             beta=beta,
-            **{"posterior_scale": "exp", **options},
+            cross_information_weight=cross_information_weight,
+            temperature=temperature,
+            **{"posterior_scale": "exp", "form": "paper", **options},
         )
         self._finish(locals())

@@ -42,7 +42,6 @@ from unbraid.benchmark.contrastive_table import METHODS, codes_of, fit, load_cel
 from unbraid.data import simulate
 from unbraid.metrics import retrieval
 from unbraid.model import LinearSplit, Unbraid
-from unbraid.objectives import canonical_log_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -155,14 +154,9 @@ def _retrieved(model: SplitModel, mdata: MuData, whole: dict, chosen: np.ndarray
     """Top-1, top-10 and mean reciprocal rank, mean of both directions."""
     results = []
     for a, b in (model.modalities, model.modalities[::-1]):
-        if isinstance(model, Unbraid):
+        if isinstance(model, LinearSplit | Unbraid):
             query = model.get_retrieval_representation(a, indices=chosen)
             target, metric = model.get_retrieval_representation(b, role="target", indices=chosen), "dot"
-        elif isinstance(model, LinearSplit):
-            x, y = (torch.as_tensor(whole[k, "Z_c"][chosen]) for k in (a, b))
-            scores = canonical_log_ratio(x, y, model.module.correlations.value)
-            # a product with the unit vectors gives the scores themselves
-            query, target, metric = scores.numpy(), np.eye(len(chosen), dtype=np.float32), "dot"
         else:
             query, target, metric = whole[a, "Z_c"][chosen], whole[b, "Z_c"][chosen], "cosine"
         found = retrieval(query, target, metric=metric, top=(1, 10))

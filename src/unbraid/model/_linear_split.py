@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 
 from unbraid.data import split_indices
 from unbraid.model.base import SplitModel
+from unbraid.model.base._ratio_retrieval import RatioRetrievalMixin
 from unbraid.module import LinearModule
 from unbraid.train import fit_linear
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from unbraid.nn import InputTransform
 
 
-class LinearSplit(SplitModel):
+class LinearSplit(RatioRetrievalMixin, SplitModel):
     r"""Shared = canonical variates, specific = principal components of the rest. Seconds, no tuning.
 
     **Shared.** Every modality is reduced to principal components and whitened with a ridge; the shared

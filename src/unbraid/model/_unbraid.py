@@ -14,6 +14,7 @@ from unbraid.data import MAX_VALIDATION_OBS, BlockSampler, CachedDataset, block_
 from unbraid.model._linear_split import linear_history
 from unbraid.model._unbraid_report import UnbraidReport
 from unbraid.model.base import SplitModel
+from unbraid.model.base._ratio_retrieval import RatioRetrievalMixin
 from unbraid.model.base._latents import UNTRAINED
 from unbraid.module._unbraid import CANDIDATES, UnbraidModule
 from unbraid.train import fit_linear
@@ -31,7 +32,7 @@ PENALTIES = {"adversarial": 1.0, "hsic": 0.5}
 LEAST_VALIDATION = 50  # cells, or groups of replicates; fewer cannot choose between candidates
 
 
-class Unbraid(SplitModel):
+class Unbraid(RatioRetrievalMixin, SplitModel):
     r"""The linear split, corrected by networks where held-out cells say that they help. Our first recommendation.
 
     **Shared.** Three candidates are fitted, and the one that tells most of held-out pairs is taken:
@@ -254,51 +255,6 @@ class Unbraid(SplitModel):
             information=value,
             interval=(value - 1.96 * error, value + 1.96 * error),
         )
-
-    def get_retrieval_representation(
-        self,
-        modality: str,
-        mdata: MuData | None = None,
-        *,
-        role: Literal["query", "target"] = "query",
-        indices: Sequence[int] | None = None,
-    ) -> np.ndarray:
-        r"""Vectors whose dot products rank cells by the likelihood ratio of belonging together.
-
-        With canonical codes and correlations, those of dimensions that were not kept included but less
-        :math:`1 / \sqrt n` of the held-out cells, a query's product with a target is their
-        :func:`~unbraid.objectives.canonical_log_ratio`, but for a constant of the query. For
-        :func:`unbraid.metrics.retrieval` with ``metric="dot"``, or any index of maximum inner products.
-
-        Parameters
-        ----------
-        modality
-            Whose cells.
-        mdata
-            Cells; those of the set-up by default.
-        role
-            Queries and targets have other vectors.
-        indices
-            Numbers of cells; all by default.
-
-        Returns
-        -------
-        float32 array ``(n_obs, k + 1)``, one row per cell; NaN where the cell lacks the modality.
-        """
-        check_option("`role`", role, ("query", "target"))
-        self._check_modality(modality)
-        values = []
-        for batch in self._batches(mdata, indices):
-            code = self.module.pair_codes(batch)[modality]
-            rho = self.module.retrieval_correlation
-            weight = rho / (1 - rho.square())
-            if role == "query":
-                vectors = torch.cat([code * weight, torch.ones_like(code[:, :1])], dim=1)
-            else:
-                own = (code.square() * (rho * weight)).sum(dim=1, keepdim=True) / 2
-                vectors = torch.cat([code, -own], dim=1)
-            values.append(vectors.masked_fill(~batch["mask"][modality][:, None], torch.nan))
-        return torch.cat(values).cpu().numpy()
 
     # ---- back to the data -------------------------------------------------------------------
 

@@ -91,6 +91,15 @@ class LinearModule(SplitModule):
         """Batch of every cell, 0 for all when batches are not centred."""
         return batch["batch"] if self.center_batches else torch.zeros_like(batch["batch"])
 
+    @property
+    def retrieval_correlation(self) -> torch.Tensor:
+        """Correlations that retrieval weighs the dimensions by, ``(n_shared,)``."""
+        return self.correlations.value.clamp(0, 0.999)
+
+    def pair_codes(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Canonical variates that retrieval compares, per modality, ``(n, n_shared)``."""
+        return self.encode(batch).shared
+
     def encode(self, batch: dict, *, give_mean: bool = True) -> Latents:
         r"""Canonical variates, components of the residual, and the joint code.
 

@@ -22,22 +22,33 @@ from anndata import AnnData
 from mudata import MuData
 
 from unbraid.data._celeba import celeba_hq
+from unbraid.data._cell_profiles import cell_profiles
 from unbraid.data._cub import cub_captions
 from unbraid.data._cubicc import cubicc
 from unbraid.data._ddmnist import ddmnist
+from unbraid.data._infocore import infocore
+from unbraid.data._lincs import lincs_l1000, read_gctx
 from unbraid.data._polymnist import polymnist_quadrant
+from unbraid.data._rxrx19a import rxrx19a
 from unbraid.data._tcga import tcga_mortality
+from unbraid.data._toxcast import toxcast
 
 __all__ = [
     "bone_marrow_citeseq",
     "celeba_hq",
+    "cell_profiles",
     "cub_captions",
     "cubicc",
     "ddmnist",
+    "infocore",
+    "lincs_l1000",
     "pbmc5k_citeseq",
     "polymnist_quadrant",
     "read_10x",
+    "read_gctx",
+    "rxrx19a",
     "tcga_mortality",
+    "toxcast",
 ]
 
 # 10x Genomics, 5k PBMC with 31 TotalSeq-B antibodies, v3 chemistry, Cell Ranger 3.0.2 (CC BY 4.0)

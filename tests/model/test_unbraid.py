@@ -161,7 +161,7 @@ def test_a_network_beside_the_linear_map_loses_nothing():
     report, (gain, error) = model.report(), model.module.shared.gain_over(model.module.linear)
     candidates = report.candidates
     assert gain > 0
-    assert report.chosen == ("shared" if gain > error else "linear")
+    assert report.chosen == ("shared" if gain > 2 * error else "linear")
     assert candidates.loc["shared", "information"] > candidates.loc["linear", "information"] > 4
     assert candidates.loc["shared", "n_kept"] >= 8
     assert candidates.loc["scratch"].tolist() == [0, 0, 0]
@@ -221,7 +221,9 @@ def test_the_report_is_what_the_model_is(neural):
     assert (report.correlations > report.threshold).sum() == report.n_shared
     assert report.interval[0] < report.information < report.interval[1] < np.log(160) + 1
     assert report.information == pytest.approx(sum(report.interval) / 2)
-    assert report.information == pytest.approx(-neural.history[f"{report.chosen}/validation_loss"].min().item())
+    # the best epoch, but each half of the cells is told by the other half's choice
+    best = -neural.history[f"{report.chosen}/validation_loss"].min().item()
+    assert 0.8 * best < report.information <= best + 1e-6
     assert list(report.candidates.index) == ["linear", "shared", "scratch"]
     text = str(report)
     assert text.startswith(f"Shared code: {report.n_shared} dimensions; ")
@@ -286,7 +288,9 @@ def test_three_modalities_of_which_cells_lack_some(counts):
         assert np.isfinite(z).all()
         assert len(z) == (150 if name == "joint" else counts.adata[name.split()[1]].n_obs)
         assert z.std() > 0.05
-    assert counts.report().information > 0
+    # next to nothing, of the few cells that were held out
+    assert counts.report().interval[1] > 0
+    assert "at least -" not in str(counts.report())
 
 
 def test_networks_find_what_three_modalities_share_though_cells_lack_some():

@@ -61,8 +61,9 @@ class UnbraidReport:
             [
                 f"Shared code: {self.n_shared} dimension{'s' * (self.n_shared > 1)}; {words[self.chosen]}.",
                 f"Held-out correlations: {shown} (above chance from {self.threshold:.2f}).",
-                f"Shared information: at least {self.information:.2f} nats "
-                f"({self.interval[0]:.2f} to {self.interval[1]:.2f}).",
+                # an estimate of something that cannot be negative, and may come out so where it is next to nothing
+                f"Shared information: at least {max(self.information, 0):.2f} nats "
+                f"({max(self.interval[0], 0):.2f} to {max(self.interval[1], 0):.2f}).",
                 f"Specific codes: {specific} dimensions.",
             ]
         )

@@ -13,7 +13,7 @@ from unbraid.module._code_head import CodeHead
 from unbraid.module._independence import permuted
 from unbraid.module._linear import one_of_each
 from unbraid.nn import MLP, PerModality
-from unbraid.objectives import canonical_log_ratio, nce_bound
+from unbraid.objectives import canonical_log_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -180,7 +180,7 @@ class CanonicalCandidate(nn.Module):
             self.kept.copy_(rho > self.threshold)
             if n_kept is not None or not self.kept.any():
                 self.kept.fill_(False)[rho.topk(min(n_kept or 1, len(rho))).indices] = True
-            bounds = [held_out_information(a, b, g, self.correlation * self.kept) for a, b, g in pairs]
+            bounds = [held_out_information(a, b, g, self.kept) for a, b, g in pairs]
         self.terms.fill_(torch.nan)
         for row, (_, terms) in zip(self.terms, bounds, strict=False):
             row[: len(terms)] = terms
@@ -199,6 +199,48 @@ class CanonicalCandidate(nn.Module):
         rho = self.kept_correlation
         present = sum(mask[m].to(rho.dtype) for m in shared).unsqueeze(1)
         return rho.sqrt() * sum(shared.values()) / (1 + (present - 1) * rho)
+
+
+class CrossedJudgement(nn.Module):
+    """What held-out cells say of the best epoch of a candidate, when each half of them is told by the other half's.
+
+    The best of many epochs owes something to chance on the very cells that chose it. Here the epoch that one half of
+    the cells chooses is read on the other half.
+
+    Parameters
+    ----------
+    n_pairs
+        Pairs of modalities.
+    """
+
+    def __init__(self, n_pairs: int) -> None:
+        super().__init__()
+        self.register_buffer("best", torch.full((3,), -torch.inf))  # by either half, and by all cells
+        self.register_buffer("terms", torch.full((n_pairs, MAX_PAIRS), torch.nan))
+
+    @torch.no_grad()
+    def see(self, candidate: CanonicalCandidate) -> None:
+        """Take note of an epoch."""
+        for half in range(2):
+            value = _mean_of_terms(candidate.terms[:, half::2])
+            if value > self.best[half]:
+                self.best[half] = value
+                self.terms[:, 1 - half :: 2] = candidate.terms[:, 1 - half :: 2]
+        self.best[2] = torch.maximum(self.best[2], _mean_of_terms(candidate.terms))
+
+    @torch.no_grad()
+    def settle(self, candidate: CanonicalCandidate) -> None:
+        """Give a candidate that has the weights of its best epoch what is said of it here."""
+        if torch.isfinite(self.best[2]) and _mean_of_terms(candidate.terms) >= self.best[2]:
+            gain = _mean_of_terms(self.terms) - _mean_of_terms(candidate.terms)
+            candidate.terms.copy_(self.terms)
+            candidate.information.add_(gain)
+            candidate.information_error.copy_(_standard_error(self.terms))
+
+
+def _mean_of_terms(terms: Tensor) -> Tensor:
+    """Mean over pairs of modalities of the mean over cells; NaN stands for no cell."""
+    return terms[terms.isfinite().any(dim=1)].nanmean(dim=1).mean()
 
 
 def _pairs(codes, mask, peers: Peers) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -235,25 +277,31 @@ def _standard_error(terms: Tensor) -> Tensor:
     return torch.stack(errors).sum().sqrt() / len(errors) if errors else terms.new_zeros(())
 
 
-def held_out_information(a: Tensor, b: Tensor, groups: Tensor | None, rho: Tensor) -> tuple[Tensor, Tensor]:
-    """Best InfoNCE bound over the temperatures of the ratio, mean of both directions, and its term for every cell.
+def held_out_information(a: Tensor, b: Tensor, groups: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Held-out InfoNCE bound of the canonical log-likelihood ratio, mean of both directions, and its term for every cell.
+
+    Correlations and the temperature that each half of the cells is judged with are those of the other half.
 
     Parameters
     ----------
     a, b
-        Canonical codes of paired held-out cells, ``(n, k)``.
+        Canonical codes of paired held-out cells, centred, ``(n, k)``.
     groups
         Batch of every cell, within which cells are compared; None for all.
-    rho
-        Correlations, ``(k,)``.
+    kept
+        Dimensions that count, bool ``(k,)``.
     """
-    chosen = torch.randperm(len(a))[:MAX_PAIRS].to(a.device)
-    a, b, groups = a[chosen], b[chosen], None if groups is None else groups[chosen]
-    scores = canonical_log_ratio(a, b, rho)
-    bounds = [(nce_bound(scores / t, groups=groups) + nce_bound(scores.T / t, groups=groups)) / 2 for t in TEMPERATURES]
-    best = torch.stack(bounds).argmax()
-    sharpened = scores / TEMPERATURES[int(best)]
-    if groups is not None:
-        sharpened = sharpened.masked_fill(groups[:, None] != groups, -torch.inf)
-    own = (sharpened.log_softmax(dim=1).diagonal() + sharpened.log_softmax(dim=0).diagonal()) / 2
-    return bounds[int(best)], own
+    order = torch.randperm(len(a)).to(a.device)
+    a, b, groups = a[order], b[order], None if groups is None else groups[order]
+    x, y, g = a[:MAX_PAIRS], b[:MAX_PAIRS], None if groups is None else groups[:MAX_PAIRS]
+    together = torch.ones(len(x), len(x), dtype=torch.bool, device=a.device) if g is None else g[:, None] == g
+    log_size, terms = together.sum(dim=0).log(), torch.zeros(len(x), device=a.device)
+    for half in range(2):
+        rho = _mean_correlation([(a[1 - half :: 2], b[1 - half :: 2], None)]).clamp(0, 1) * kept
+        scores = canonical_log_ratio(x, y, rho).masked_fill(~together, -torch.inf)
+        of_cells = lambda t, scores=scores: (
+            (scores / t).log_softmax(dim=1).diagonal() + (scores / t).log_softmax(dim=0).diagonal()
+        ) / 2
+        found = torch.stack([of_cells(t) for t in TEMPERATURES]) + log_size
+        terms[half::2] = found[found[:, 1 - half :: 2].mean(dim=1).argmax(), half::2]
+    return terms.mean(), terms

@@ -70,7 +70,12 @@ class ResidualCode(nn.Module):
 
 
 def residual_axes(
-    residual: np.ndarray, condition: np.ndarray, mean_variance: float, n_specific: int | None = None
+    residual: np.ndarray,
+    condition: np.ndarray,
+    mean_variance: float,
+    n_specific: int | None = None,
+    *,
+    independent: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Principal axes of a residual that are worth keeping, divided by the root of their variance.
 
@@ -89,6 +94,8 @@ def residual_axes(
         Mean variance of the components of which this is the residual.
     n_specific
         Number of axes; None for the rule.
+    independent
+        Rows to hold out some of: one of all that are replicates of each other. All by default.
 
     Returns
     -------
@@ -105,9 +112,11 @@ def residual_axes(
     few = max(1, min(int((variance > variance.mean()).sum()), usable))
     share = np.cumsum(variance) / max(variance.sum(), 1e-300)
     more = sorted({min(int(np.searchsorted(share, s)) + 1, usable) for s in (0.9, 0.99, 0.999)} - {few}, reverse=True)
-    if more and len(residual) >= 100:
-        most = max(held_out_r2(centred @ axes[:, :few], condition), 0.0) + LEAK_TOLERANCE
-        few = next((n for n in more if n > few and held_out_r2(centred @ axes[:, :n], condition) <= most), few)
+    rows = slice(None) if independent is None else independent
+    if more and len(residual[rows]) >= 100:
+        leak = lambda n: held_out_r2(centred[rows] @ axes[:, :n], condition[rows])
+        most = max(leak(few), 0.0) + LEAK_TOLERANCE
+        few = next((n for n in more if n > few and leak(n) <= most), few)
     return axes[:, :few]
 
 

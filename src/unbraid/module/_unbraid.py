@@ -12,9 +12,9 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from unbraid.module._base import InnerLoop, Latents, Peers, Stage, centered, on_present_rows, over_pairs, total_loss
-from unbraid.module._canonical import CanonicalCandidate
+from unbraid.module._canonical import CanonicalCandidate, CrossedJudgement
 from unbraid.module._independence import PENALTIES, Independence, independence_weights
-from unbraid.module._linear import LinearModule, common_rows, generalized_cca
+from unbraid.module._linear import LinearModule, common_rows, generalized_cca, one_of_each
 from unbraid.module._sizes import PredictsSizes
 from unbraid.module._specific import ResidualCode, residual_axes
 from unbraid.nn import CrossFittedResidual, PerModality
@@ -35,9 +35,8 @@ MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
-# in information over the linear split: as a share, and in standard errors of the difference on the same cells: one, the
-# usual rule of choosing the simpler of models that cannot be told apart
-LEAST_GAIN, LEAST_ERRORS = 0.002, 1.0
+# in information over the linear split: as a share, and in standard errors of the difference on the same cells
+LEAST_GAIN, LEAST_ERRORS = 0.002, 2.0
 
 
 class UnbraidModule(PredictsSizes, LinearModule):
@@ -87,6 +86,9 @@ class UnbraidModule(PredictsSizes, LinearModule):
         self.register_buffer("seed", torch.zeros((), dtype=torch.long))
         # built when their sizes are known: candidates by `start`, the rest when the shared code is final
         self.linear, self.shared, self.scratch = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        n_pairs = len(specs) * (len(specs) - 1) // 2
+        # beside the candidates, whose weights go back to those of their best epoch
+        self.judgements = nn.ModuleDict({name: CrossedJudgement(n_pairs) for name in CANDIDATES[1:]})
         self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
         self.build_size_predictors(
             {spec.name: self.input_layers[spec.name].typical_size for spec in specs if spec.is_count}
@@ -264,6 +266,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
             },
         )
         candidate.judge(*codes, n_kept=self.n_kept)
+        if stage in self.judgements:
+            self.judgements[stage].see(candidate)
         return {"information": float(candidate.information), "loss": -float(candidate.information)}
 
     def judge_linear(self, validation: Iterable[dict]) -> None:
@@ -282,6 +286,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
 
     def end_stage(self, stage: str, batches: Iterable[dict]) -> None:
         """Choose the shared code and regress it out; then choose the axes of the residual; then standardise."""
+        if stage in self.judgements:
+            self.judgements[stage].settle(getattr(self, stage))
         if stage == "scratch":
             self._choose(batches)
         elif stage == "residual":
@@ -316,10 +322,12 @@ class UnbraidModule(PredictsSizes, LinearModule):
 
     def _find_axes(self, batches: Iterable[dict]) -> None:
         """Axes of the cross-fitted residuals of all training cells, which are then kept at hand."""
-        found, index, masks = {m: [] for m in self.modalities}, [], {m: [] for m in self.modalities}
+        found, index, units = {m: [] for m in self.modalities}, [], []
+        masks = {m: [] for m in self.modalities}
         square, count = dict.fromkeys(self.modalities, 0.0), dict.fromkeys(self.modalities, 0)
         for batch in batches:
             index.append(batch["index"])
+            units.append(self.units(batch))
             components = self.components(batch)
             for m, pair in self._residuals(batch, self.units(batch)).items():
                 found[m].append(pair)
@@ -329,13 +337,13 @@ class UnbraidModule(PredictsSizes, LinearModule):
         axes, scales, codes = {}, {}, {}
         for m, pairs in found.items():
             r, c = (torch.cat(part) for part in zip(*pairs, strict=True))
-            variance = square[m] / max(count[m], 1)
-            axes[m] = torch.as_tensor(
-                residual_axes(r.cpu().double().numpy(), c.cpu().double().numpy(), variance, self.n_axes).copy(),
-                dtype=torch.float32,
+            mask, variance = torch.cat(masks[m]), square[m] / max(count[m], 1)
+            apart = one_of_each(torch.cat(units)[mask].cpu().numpy())
+            chosen = residual_axes(
+                r.cpu().double().numpy(), c.cpu().double().numpy(), variance, self.n_axes, independent=apart
             )
+            axes[m] = torch.as_tensor(chosen.copy(), dtype=torch.float32)
             scales[m] = max(float(r.square().mean().sqrt()), 1e-6)
-            mask = torch.cat(masks[m])
             codes[m] = tuple(x.new_zeros(len(mask), x.shape[1]).masked_scatter_(mask[:, None], x) for x in (r, c))
         self._build_specific(axes, scales)
         index = torch.cat(index)

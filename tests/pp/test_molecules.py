@@ -356,7 +356,7 @@ def test_rdkit_is_quiet_only_here(capfd):
     ("options", "message"),
     [
         ({"featurizer": "morgan_counts"}, "Did you mean 'morgan_count'"),
-        ({"featurizer": None}, "Or give a function"),
+        ({"featurizer": 3}, "Or give a function"),
         ({"n_features": 0}, "n_features"),
         ({"radius": -1}, "radius"),
         ({"invalid": "ignore"}, "`invalid` must be one of 'raise', 'drop'"),

@@ -120,6 +120,14 @@ EXPERIMENTS = (
         full=_words("--seeds 5"),
     ),
     Experiment(
+        name="drug-screen",
+        module="unbraid.benchmark.drug_screen",
+        description="Which molecule caused a phenotype: retrieval, reconstruction gain and counterfactuals by compound",
+        source="Wang et al. 2025, tables 2, 3 and 5",
+        quick=_words("--steps 200 --seeds 1 --methods LinearSplit CLIP DisentangledSSL"),
+        full=_words("--full --steps 100000 --seeds 3"),
+    ),
+    Experiment(
         name="generative",
         module="unbraid.benchmark.generative",
         description="Generative models where the shared signal is weak: what their latents hold, what they generate",
@@ -240,6 +248,18 @@ EXPERIMENTS = (
         description="False discovery rate and power of the verdicts on features",
         quick=_words("--seeds 2"),
         full=_words("--seeds 20"),
+    ),
+    Experiment(
+        name="molecules",
+        module="unbraid.benchmark.molecules",
+        description="Molecules per second from SMILES to features",
+        quick=_words("--n 2000"),
+    ),
+    Experiment(
+        name="retrieval-speed",
+        module="unbraid.benchmark.retrieval_speed",
+        description="Seconds and memory of a search among a million molecules, exact and approximate",
+        quick=_words("--n 100000 --queries 200"),
     ),
     Experiment(
         name="throughput",

@@ -14,8 +14,8 @@ from unbraid.data import MAX_VALIDATION_OBS, BlockSampler, CachedDataset, block_
 from unbraid.model._linear_split import linear_history
 from unbraid.model._unbraid_report import UnbraidReport
 from unbraid.model.base import SplitModel
-from unbraid.model.base._ratio_retrieval import RatioRetrievalMixin
 from unbraid.model.base._latents import UNTRAINED
+from unbraid.model.base._ratio_retrieval import RatioRetrievalMixin
 from unbraid.module._unbraid import CANDIDATES, UnbraidModule
 from unbraid.train import fit_linear
 

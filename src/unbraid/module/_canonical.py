@@ -300,8 +300,8 @@ def held_out_information(a: Tensor, b: Tensor, groups: Tensor | None, kept: Tens
         rho = _mean_correlation([(a[1 - half :: 2], b[1 - half :: 2], None)]).clamp(0, 1) * kept
         scores = canonical_log_ratio(x, y, rho).masked_fill(~together, -torch.inf)
         of_cells = lambda t, scores=scores: (
-            (scores / t).log_softmax(dim=1).diagonal() + (scores / t).log_softmax(dim=0).diagonal()
-        ) / 2
+            ((scores / t).log_softmax(dim=1).diagonal() + (scores / t).log_softmax(dim=0).diagonal()) / 2
+        )
         found = torch.stack([of_cells(t) for t in TEMPERATURES]) + log_size
         terms[half::2] = found[found[:, 1 - half :: 2].mean(dim=1).argmax(), half::2]
     return terms.mean(), terms

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from unbraid._messages import suggest
+from unbraid.metrics._lookup import values_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +22,7 @@ def numbers_of(cells: ArrayLike, data: AnnData | MuData, name: str) -> NDArray:
     Parameters
     ----------
     cells
-        Mask ``(n_obs,)``, numbers or names.
+        Mask ``(n_obs,)``, numbers or names. A mask that is a series is matched by name; what it misses is not meant.
     data
         Whose observations.
     name
@@ -39,13 +41,18 @@ def numbers_of(cells: ArrayLike, data: AnnData | MuData, name: str) -> NDArray:
     ValueError
         If a mask has another length, or the values are of no such kind.
     """
-    cells = np.asarray(cells)
     n_obs = data.n_obs
-    if cells.ndim != 1:
-        raise ValueError(f"`{name}` must be a list of observations, or a mask; got an array of shape {cells.shape}.")
-    if cells.dtype == bool:
+    if hasattr(cells, "dtype") and pd.api.types.is_bool_dtype(cells.dtype):
         if len(cells) != n_obs:
             raise ValueError(f"`{name}` is a mask of {len(cells)} values, but there are {n_obs} observations.")
+        # a series is of its rows, in whatever order
+        cells = values_of(data, cells, name, n_obs).fillna(False).astype(bool)
+    cells = np.atleast_1d(np.asarray(cells))
+    if cells.ndim != 1:
+        raise ValueError(f"`{name}` must be a list of observations, or a mask; got an array of shape {cells.shape}.")
+    if cells.dtype == bool and len(cells) != n_obs:  # a list
+        raise ValueError(f"`{name}` is a mask of {len(cells)} values, but there are {n_obs} observations.")
+    if cells.dtype == bool:
         return np.flatnonzero(cells)
     if cells.dtype.kind in "OUS" and len(cells):
         found = data.obs_names.get_indexer(cells.astype(str))

@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 1.9, 1.5  # inches of a molecule
 BOND = 0.16  # of inches
 DPI = 250
 N_QUERIES = 5
-LETTERS = 26  # that fit above a molecule
+LETTERS = 23  # that fit above a molecule, capitals too
 TEXT = {"fontsize": 8, "parse_math": False}  # names may have dollars
 NOTES = {
     "p_value": "p: how often the best of these candidates scores as high for a query that has no match among them",

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Mol2vec:
-    """Featurizer of :func:`molecules` that reads a model of Mol2vec [1]_.
+    """Featurizer of :func:`molecules` that reads a model of Mol2vec.
 
     Each atom's Morgan environments of radius 0 to ``radius`` are words, and a molecule is the sum of the vectors of its
-    words. A word that the model does not know takes the vector of ``"UNK"``, if there is one, or counts nothing.
+    words [1]_. A word that the model does not know takes the vector of ``"UNK"``, if there is one, or counts nothing.
 
     Parameters
     ----------

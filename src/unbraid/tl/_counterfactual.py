@@ -54,7 +54,7 @@ def counterfactual(
 
     The phenotype of drug A in the state of cell B: a decoder learns
     :math:`x_m \approx g(c, s_m)` from observations whose shared code c, specific code and values are known, and is
-    given the shared code of one observation and the specific code of another. Works on the codes of any model; models
+    given the shared code of one observation and the specific code of another [1]_. Works on the codes of any model; models
     with a decoder of their own have a method of the same name.
 
     Parameters

@@ -44,7 +44,7 @@ class Hits:
     scores
         ``(n_queries, k)`` float32, NaN where there are no more.
     names
-        ``(n_queries, k)`` candidates, empty where there are no more.
+        ``(n_queries, k)`` candidates as text, empty where there are no more.
     p_values
         ``(n_queries, k)`` how often the best candidate reaches this score for a query without a match; NaN without
         calibration.
@@ -55,7 +55,7 @@ class Hits:
 
     codes: NDArray[np.int64]
     scores: NDArray[np.float32]
-    names: NDArray[np.object_]
+    names: NDArray
     p_values: NDArray[np.float64]
     confidences: NDArray[np.float64]
 
@@ -197,7 +197,7 @@ class RetrievalIndex:
 
     vectors: NDArray[np.float32]
     candidates: NDArray[np.int64]
-    names: NDArray[np.object_]
+    names: NDArray
     metric: Literal["cosine", "dot"]
     replicates: Literal["best", "average"]
     backend: Literal["exact", "faiss"]

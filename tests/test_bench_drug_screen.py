@@ -1,5 +1,7 @@
 """The experiment on drug screens."""
 
+import pickle
+
 import mudata
 import numpy as np
 import pandas as pd
@@ -124,3 +126,60 @@ def test_a_table_of_the_simulation(tmp_path, capsys):
     assert "difference to LinearSplit" in shown
     drug_screen.main([*options, "--methods", "LinearSplit"])  # nothing is run again
     assert "LinearSplit" in capsys.readouterr().out
+
+
+def rxrx19a(folder):
+    """Forty drugs in six doses on two plates, in the form of RxRx19a's files."""
+    rng, rows = np.random.default_rng(0), []
+    for plate in (1, 2):
+        for drug in range(40):
+            for dose in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+                well = f"W{len(rows):03}"
+                rows.append(
+                    {
+                        "site_id": f"HRCE-1_{plate}_{well}_1", "well_id": f"HRCE-1_{plate}_{well}", "cell_type": "HRCE",
+                        "experiment": "HRCE-1", "plate": plate, "well": well, "site": 1,
+                        "disease_condition": "Active SARS-CoV-2", "treatment": f"drug {drug}", "treatment_conc": dose,
+                        "SMILES": f"{'C' * (drug + 1)}O",
+                    }
+                )  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "metadata.csv", index=False)
+    features = pd.DataFrame(rng.normal(size=(len(table), 8)), columns=[f"feature_{j}" for j in range(8)])
+    features["feature_0"] += table["SMILES"].str.len() / 10
+    pd.concat([table[["site_id"]], features], axis=1).to_csv(folder / "embeddings.csv", index=False)
+
+
+def lincs(folder):
+    """Forty drugs in the nine core lines, twice, in the form of InfoCORE's files."""
+    rng, lines = np.random.default_rng(0), ("A375", "A549", "HA1E", "HCC515", "HEPG2", "HT29", "MCF7", "PC3", "VCAP")
+    entries = {
+        f"P{k}_{line}:{drug}": [
+            f"P{k}_{line}", "A01", f"BRD-K{drug:08}", f"drug {drug}", "trt_cp", 10.0, "um", 6, "h", line,
+            (rng.normal(size=6) + drug / 20).astype(np.float32),
+        ]
+        for drug in range(40) for line in lines for k in range(2)
+    }  # fmt: skip
+    smiles = {f"BRD-K{drug:08}": f"{'C' * (drug + 1)}O" for drug in range(40)}
+    files = {
+        "inst_info_drug.pkl": entries,
+        "ctl_dict1_mean.pkl": {entry[0]: np.zeros(6, np.float32) for entry in entries.values()},
+        "id_smiles": smiles,
+        "mol2vec_mol_repr_dict.pkl": {one: rng.normal(size=4).astype(np.float32) for one in smiles.values()},
+    }
+    for name, value in files.items():
+        (folder / name).write_bytes(pickle.dumps(value))
+    np.save(folder / "sel_keys_dosesubset.npy", np.array(list(entries)))
+
+
+@pytest.mark.parametrize(("option", "make"), [("--rxrx19a", rxrx19a), ("--lincs", lincs)])
+def test_the_screens_of_the_paper_run_when_their_files_are_there(tmp_path, option, make):
+    make(tmp_path)
+    out = tmp_path / "rows.csv"
+    methods = ["--methods", "LinearSplit", "CLIP", "--seeds", "1", "--steps", "4"]
+    drug_screen.main([option, str(tmp_path), *methods, "--out", str(out)])
+    rows = pd.read_csv(out)
+    assert rows["method"].tolist() == ["LinearSplit", "CLIP"]
+    assert (rows["candidates"] == 8).all()  # a fifth of the drugs
+    assert (rows["queries"] == 8 * {"--rxrx19a": 6, "--lincs": 18}[option]).all()
+    assert rows["MRR"].between(0, 1).all()

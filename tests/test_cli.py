@@ -66,6 +66,7 @@ def test_fit_with_pairs_writes_clusters(file, tmp_path):
         (["--model", "dl2", "--n-shared", "3"], "no shared code of one part"),
         (["--model", "clip", "--n-clusters", "3"], "no clusters"),
         (["--model", "clip", "--pairs-key", "pairs"], "does not use pairs"),
+        (["--model", "clip", "--group-key", "drug"], "`group_key`: no obs column 'drug'"),
         (["--model", "dl2", "--pairs-key", "pairs"], "No pairs"),
     ],
 )

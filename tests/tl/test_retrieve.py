@@ -79,7 +79,7 @@ def test_hits_are_those_of_the_index(wells):
 def test_the_other_direction_by_the_best_well_or_their_average(wells):
     named = wells.obs["compound"].notna()
     with pytest.raises(ValueError, match="1 of 239 candidates have no group"):
-        ub.tl.retrieve(wells, "molecule", "phenotype", group="compound")
+        ub.tl.retrieve(wells, "molecule", "phenotype", group="compound", candidates=wells["phenotype"].obs_names)
     for replicates in ("best", "average"):
         hits = ub.tl.retrieve(
             wells, "molecule", "phenotype", group="compound", candidates=named, replicates=replicates, k=2
@@ -90,6 +90,9 @@ def test_the_other_direction_by_the_best_well_or_their_average(wells):
         )
         assert hits["hit"].tolist() == index.search(wells["molecule"].obsm["Z_c"], 2).names.ravel().tolist()
         assert hits["query"].nunique() == wells["molecule"].n_obs
+        # without being told: wells that have no compound answer nothing
+        default = ub.tl.retrieve(wells, "molecule", "phenotype", group="compound", replicates=replicates, k=2)
+        assert default.equals(hits)
 
 
 @pytest.mark.parametrize("pulled", [True, False])

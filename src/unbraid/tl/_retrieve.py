@@ -65,7 +65,7 @@ def retrieve(
         Observations to ask: boolean mask or numbers of the rows of ``mdata``, or names. By default all that have the
         modality; those that lack it have no hits, and no rows in the result.
     candidates
-        Observations to search, likewise.
+        Observations to search, likewise. By default all that have the modality and a group.
     calibration
         Observations that teach what a score means, likewise, of which those count whose match is among the candidates.
         By default all of these. No query is judged by its own group: groups are divided into ten folds, each judged by
@@ -125,6 +125,8 @@ def retrieve(
     sides = _Sides.read(mdata, query, target, group, use_rep)
     asked = sides.query_present & _selected(mdata, queries, "queries")
     offered = sides.target_present & _selected(mdata, candidates, "candidates")
+    if candidates is None:  # an untreated well is nobody's answer
+        offered &= pd.notna(sides.target_own)
     for name, chosen, modality in (("queries", asked, query), ("candidates", offered, target)):
         if not chosen.any():
             raise ValueError(f"No observation of {name} has codes of {modality!r}.")

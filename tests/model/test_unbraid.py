@@ -232,6 +232,23 @@ def test_the_report_is_what_the_model_is(neural):
     assert f"a {report.n_specific['a']}, b {report.n_specific['b']} dimensions" in text
 
 
+def test_held_out_cells_choose_the_epoch_of_every_specific_code(neural):
+    dataset = neural.adata_manager.create_torch_dataset()
+    found = neural.module._residuals(dataset[neural.validation_indices_], None)
+    for k, m in enumerate(neural.modalities):
+        lost, leak = (
+            neural.history[f"specific/{name}_{m}_validation"].iloc[:, 0].to_numpy() for name in ("lost", "leak")
+        )
+        best = (lost + leak).argmin()
+        assert neural.module.held_out_loss[k] == pytest.approx(lost[best] + leak[best], rel=1e-5)
+        (residual, condition), network = found[m], neural.module.specific[m]
+        error = residual - network.restore(network(residual, condition), condition)
+        share = (error.square().sum() / residual.square().sum()).item()
+        assert share == pytest.approx(lost[best], rel=1e-3)
+        assert 0 < lost[best] < 1
+        assert leak.min() >= 0
+
+
 def test_what_the_report_says_of_a_linear_code(pair):
     assert str(pair.report()).startswith("Shared code: 3 dimensions; linear: no network told more of held-out cells.")
 

@@ -121,7 +121,7 @@ def residual_axes(
 
 
 def held_out_r2(z: np.ndarray, c: np.ndarray, max_obs: int = 4_000) -> float:
-    """R2 of a kernel ridge regression of ``c`` on standardised ``z``, fitted to every other row and read off the rest.
+    """R2 of a kernel ridge regression of ``c`` on ``z``, fitted to every other row and read off the rest.
 
     Parameters
     ----------
@@ -131,7 +131,24 @@ def held_out_r2(z: np.ndarray, c: np.ndarray, max_obs: int = 4_000) -> float:
         Rows to look at.
     """
     z, c = z[:max_obs], c[:max_obs]
-    z = z / np.maximum(z.std(axis=0), 1e-12)
-    kernel = Nystroem(gamma=0.5 / z.shape[1], n_components=min(300, len(z) // 2), random_state=0)
-    regression = make_pipeline(kernel, Ridge(1e-2)).fit(z[::2], c[::2])
-    return float(regression.score(z[1::2], c[1::2]))
+    return kernel_r2(z[::2], c[::2], z[1::2], c[1::2])
+
+
+def kernel_r2(
+    z: np.ndarray, c: np.ndarray, z_test: np.ndarray, c_test: np.ndarray, *, n_components: int = 300
+) -> float:
+    """R2 of a kernel ridge regression of ``c`` on standardised ``z`` where it was not fitted.
+
+    Parameters
+    ----------
+    z, c
+        ``(n, d)`` and ``(n, k)`` to fit to.
+    z_test, c_test
+        Likewise, to read off.
+    n_components
+        Rows that the kernel is approximated by.
+    """
+    scale = np.maximum(z.std(axis=0), 1e-12)
+    kernel = Nystroem(gamma=0.5 / z.shape[1], n_components=min(n_components, len(z)), random_state=0)
+    regression = make_pipeline(kernel, Ridge(1e-2)).fit(z / scale, c)
+    return float(regression.score(z_test / scale, c_test))

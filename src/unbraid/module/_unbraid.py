@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ from unbraid.module._canonical import CanonicalCandidate, CrossedJudgement
 from unbraid.module._independence import PENALTIES, Independence, independence_weights
 from unbraid.module._linear import LinearModule, common_rows, generalized_cca, one_of_each
 from unbraid.module._sizes import PredictsSizes
-from unbraid.module._specific import ResidualCode, residual_axes
+from unbraid.module._specific import ResidualCode, kernel_r2, residual_axes
 from unbraid.nn import CrossFittedResidual, PerModality
 from unbraid.objectives import canonical_correlation
 
@@ -35,6 +36,7 @@ MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
+MAX_LEAK_OBS = 1_000  # cells, about, that say after every epoch what a specific code loses and leaks
 # in information over the linear split: as a share, and in standard errors of the difference on the same cells
 LEAST_GAIN, LEAST_ERRORS = 0.002, 2.0
 
@@ -90,11 +92,14 @@ class UnbraidModule(PredictsSizes, LinearModule):
         # beside the candidates, whose weights go back to those of their best epoch
         self.judgements = nn.ModuleDict({name: CrossedJudgement(n_pairs) for name in CANDIDATES[1:]})
         self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
+        self.best_specific = PerModality({})  # as they were at the epoch that held-out cells prefer
+        self.register_buffer("held_out_loss", torch.full((len(specs),), torch.inf))
         self.build_size_predictors(
             {spec.name: self.input_layers[spec.name].typical_size for spec in specs if spec.is_count}
         )
         self.judges = True  # whether there are enough validation cells to choose by
         self._known: dict[str, Any] | None = None  # residuals and shared codes of the training cells
+        self._judged: tuple[dict, dict] | None = None  # and of those that judge specific codes
 
     # ---- stages ---------------------------------------------------------------------------
 
@@ -253,7 +258,11 @@ class UnbraidModule(PredictsSizes, LinearModule):
 
     def validate_stage(self, stage: str, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:
         """Fit a candidate's canonical axes, and its held-out information, of which the loss is the negative."""
-        if stage not in CANDIDATES or not self.judges:
+        if not self.judges:
+            return {}
+        if stage == "specific":
+            return self._validate_specific(train, validation)
+        if stage not in CANDIDATES:
             return {}
         candidate = getattr(self, stage)
         if stage != "linear":
@@ -269,6 +278,38 @@ class UnbraidModule(PredictsSizes, LinearModule):
         if stage in self.judgements:
             self.judgements[stage].see(candidate)
         return {"information": float(candidate.information), "loss": -float(candidate.information)}
+
+    def _validate_specific(self, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:
+        """Of every modality, keep the specific code that loses and leaks least on held-out cells.
+
+        What is lost is the share of the residual that its code does not give back, what leaks the R2 of a kernel
+        regression of the shared code, fitted to training cells.
+        """
+        if self._judged is None:  # neither the shared code nor the regression moves during the stage
+            self._judged = self._first_residuals(train, seen=True), self._first_residuals(validation, seen=False)
+        found = {}
+        for k, m in enumerate(self.modalities):
+            network, (r, c), (r_seen, c_seen) = self.specific[m], self._judged[1][m], self._judged[0][m]
+            with torch.no_grad():
+                z, z_seen = network(r, c), network(r_seen, c_seen)
+                lost = float((r - network.restore(z, c)).square().sum() / r.square().sum().clamp(min=1e-12))
+            arrays = (x.cpu().double().numpy() for x in (z_seen, c_seen, z, c))
+            leak = max(kernel_r2(*arrays, n_components=200), 0.0)
+            found |= {f"lost_{m}": lost, f"leak_{m}": leak}
+            if lost + leak < self.held_out_loss[k]:
+                self.held_out_loss[k] = lost + leak
+                self.best_specific[m].load_state_dict(network.state_dict())
+        return found
+
+    def _first_residuals(self, batches: Iterable[dict], *, seen: bool) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per modality, residual and shared code of some cells: of those trained on as training has them."""
+        parts, n = [], 0
+        for batch in batches:
+            parts.append(self._residuals(batch, self.units(batch) if seen else None))
+            n += len(batch["index"])
+            if n >= MAX_LEAK_OBS:
+                break
+        return {m: tuple(torch.cat([part[m][j] for part in parts]) for j in range(2)) for m in self.modalities}
 
     def judge_linear(self, validation: Iterable[dict]) -> None:
         """Held-out information of the linear candidate, by the same cells as that of the others.
@@ -293,10 +334,13 @@ class UnbraidModule(PredictsSizes, LinearModule):
         elif stage == "residual":
             self._find_axes(batches)
         elif stage == "specific":
+            for k, m in enumerate(self.modalities):
+                if torch.isfinite(self.held_out_loss[k]):
+                    self.specific[m].load_state_dict(self.best_specific[m].state_dict())
             codes = [{m: z for m, (_, _, z) in self._specific_codes(batch).items()} for batch in batches]
             for m in self.modalities:
                 self.specific[m].standardize(torch.cat([part[m] for part in codes]))
-            self._known = None
+            self._known = self._judged = None
 
     def _choose(self, batches: Iterable[dict]) -> None:
         self._known = None  # of an interrupted training
@@ -350,6 +394,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
         place = index.new_zeros(int(index.max()) + 1)
         place[index] = torch.arange(len(index), device=index.device)
         self._known = {"place": place, "codes": codes}
+        self._judged = None
+        self.held_out_loss.fill_(torch.inf)
 
     # ---- networks whose sizes the data decide ---------------------------------------------------
 
@@ -385,7 +431,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
             self.independence = PerModality(
                 {m: Independence(self.independence_weights, p.shape[1], n_condition) for m, p in axes.items()}
             )
-        for part in (self.specific, self.independence):
+        self.best_specific = deepcopy(self.specific)
+        for part in (self.specific, self.best_specific, self.independence):
             part.to(self.device).eval()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

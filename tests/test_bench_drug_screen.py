@@ -126,6 +126,7 @@ def test_a_table_of_the_simulation(tmp_path, capsys):
     assert "difference to LinearSplit" in shown
     drug_screen.main([*options, "--methods", "LinearSplit"])  # nothing is run again
     assert "LinearSplit" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == 3
 
 
 def rxrx19a(folder):

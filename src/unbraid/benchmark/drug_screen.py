@@ -311,13 +311,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     path = getattr(arguments, given) if given else None
     stem = (path[0] if isinstance(path, list) else path).stem if path else "simulation"
-    phenotype = arguments.phenotype if given == "data" else given
+    phenotype = arguments.phenotype if given == "data" else given or "profiles"
     fixed = {
         "data": stem,
         "phenotype": phenotype,
         "by": arguments.by,
         "steps": arguments.steps,
-        "batch": arguments.batch,
+        "batch": arguments.batch or "default",  # a word: a file has no None
     }
     loaded: dict[int, MuData] = {}
     kept = [pd.read_csv(arguments.profiles)] if arguments.profiles is not None and arguments.profiles.exists() else []

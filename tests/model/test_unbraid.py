@@ -249,6 +249,27 @@ def test_held_out_cells_choose_the_epoch_of_every_specific_code(neural):
         assert leak.min() >= 0
 
 
+def test_a_modality_that_no_held_out_cell_has_is_not_judged(make_mdata, remake):
+    mdata = make_mdata(200, ("rna", "prot", "atac"))
+    mdata.obs["split"] = ["train"] * 140 + ["val"] * 60
+    lacking = mdata.obs_names[140:]
+    mdata = remake(mdata, atac=mdata["atac"][~mdata["atac"].obs_names.isin(lacking)].copy())
+    model = trained(mdata, epochs=2, training={"split_key": "split", "batch_size": 64})
+    assert np.isfinite(model.module.held_out_loss).tolist() == [True, True, False]
+    assert "specific/lost_atac_validation" not in model.history
+    assert np.isfinite(model.get_latent_representation(kind="specific", modality="atac")).all()
+
+
+def test_a_second_training_is_judged_by_its_own_epochs(make_mdata):
+    model = trained(make_mdata(300, seed=2), epochs=2, training={"batch_size": 64, "validation_size": 0.3})
+    best = model.module.judgements["shared"].best
+    assert torch.isfinite(best).all()
+    best.fill_(9.0)  # more than any epoch can have
+    model.train(max_epochs={"shared": 1, "scratch": 0, "residual": 0, "specific": 0}, batch_size=64, **QUIET)
+    assert (model.module.judgements["shared"].best < 9).all()
+    assert not torch.isfinite(model.module.judgements["scratch"].best).any()
+
+
 def test_what_the_report_says_of_a_linear_code(pair):
     assert str(pair.report()).startswith("Shared code: 3 dimensions; linear: no network told more of held-out cells.")
 

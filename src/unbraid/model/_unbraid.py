@@ -161,6 +161,7 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
         """Fit the linear split, and keep the components of all cells that training reads in memory."""
         module, whole = self.module.cpu(), parts["train"]
         module.judges = self._hold_out(dataset, parts, seed)
+        module.forget_judgements()
         begins = not module.started
         if begins:
             fit = fit_linear(

@@ -36,7 +36,8 @@ MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
-MAX_LEAK_OBS = 1_000  # cells, about, that say after every epoch what a specific code loses and leaks
+# cells, about, that say after every epoch what a specific code loses and leaks
+LEAST_LEAK_OBS, MAX_LEAK_OBS = 20, 1_000
 # in information over the linear split: as a share, and in standard errors of the difference on the same cells
 LEAST_GAIN, LEAST_ERRORS = 0.002, 2.0
 
@@ -279,6 +280,12 @@ class UnbraidModule(PredictsSizes, LinearModule):
             self.judgements[stage].see(candidate)
         return {"information": float(candidate.information), "loss": -float(candidate.information)}
 
+    def forget_judgements(self) -> None:
+        """What another training found of its epochs says nothing of those of this one."""
+        for judgement in self.judgements.values():
+            judgement.best.fill_(-torch.inf)
+            judgement.terms.fill_(torch.nan)
+
     def _validate_specific(self, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:
         """Of every modality, keep the specific code that loses and leaks least on held-out cells.
 
@@ -290,6 +297,8 @@ class UnbraidModule(PredictsSizes, LinearModule):
         found = {}
         for k, m in enumerate(self.modalities):
             network, (r, c), (r_seen, c_seen) = self.specific[m], self._judged[1][m], self._judged[0][m]
+            if min(len(r), len(r_seen)) < LEAST_LEAK_OBS:
+                continue  # the last epoch it is
             with torch.no_grad():
                 z, z_seen = network(r, c), network(r_seen, c_seen)
                 lost = float((r - network.restore(z, c)).square().sum() / r.square().sum().clamp(min=1e-12))

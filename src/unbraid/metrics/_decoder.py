@@ -86,6 +86,15 @@ def fit_predict(
 
 
 def likelihood_of(values: NDArray | sparse.csr_array, given: Likelihood | None) -> Likelihood:
+    """What was given, if the values suit it, or else what they look like.
+
+    Parameters
+    ----------
+    values
+        What is to be decoded.
+    given
+        The user's choice.
+    """
     stored = values.data if sparse.issparse(values) else values
     is_whole = bool((stored >= 0).all() and (stored == np.rint(stored)).all())
     if given is None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from mudata import MuData
 
+ROLES = ("query", "target")
+
 
 class RatioRetrievalMixin:
     """Of models whose shared codes are canonical variates with known correlations."""
@@ -50,20 +52,9 @@ class RatioRetrievalMixin:
         -------
         float32 array ``(n_obs, k + 1)``, one row per cell; NaN where the cell lacks the modality.
         """
-        check_option("`role`", role, ("query", "target"))
+        check_option("`role`", role, ROLES)
         self._check_modality(modality)
-        values = []
-        for batch in self._batches(mdata, indices):
-            code = self.module.pair_codes(batch)[modality]
-            rho = self.module.retrieval_correlation
-            weight = rho / (1 - rho.square())
-            if role == "query":
-                vectors = torch.cat([code * weight, torch.ones_like(code[:, :1])], dim=1)
-            else:
-                own = (code.square() * (rho * weight)).sum(dim=1, keepdim=True) / 2
-                vectors = torch.cat([code, -own], dim=1)
-            values.append(vectors.masked_fill(~batch["mask"][modality][:, None], torch.nan))
-        return torch.cat(values).cpu().numpy()
+        return self._retrieval_vectors(mdata, indices, [modality], [role])[modality, role]
 
     def write_retrieval(self, mdata: MuData | None = None, prefix: str = "Z") -> MuData:
         """Write the vectors of both roles into the MuData, for retrieval in either direction.
@@ -85,11 +76,28 @@ class RatioRetrievalMixin:
         if mdata is None:
             self._check_data()
             mdata = self.adata
-        for m in (m for m in self.modalities if m in mdata.mod):
+        modalities = [m for m in self.modalities if m in mdata.mod]
+        for (m, role), vectors in self._retrieval_vectors(mdata, None, modalities, ROLES).items():
             rows = positions(mdata, m)
-            for role in ("query", "target"):
-                vectors = self.get_retrieval_representation(m, mdata, role=role)
-                own = np.full((mdata[m].n_obs, vectors.shape[1]), np.nan, dtype=np.float32)
-                own[rows[rows >= 0]] = vectors[rows >= 0]
-                mdata.mod[m].obsm[f"{prefix}_{role}"] = own
+            own = np.full((mdata[m].n_obs, vectors.shape[1]), np.nan, dtype=np.float32)
+            own[rows[rows >= 0]] = vectors[rows >= 0]
+            mdata.mod[m].obsm[f"{prefix}_{role}"] = own
         return mdata
+
+    def _retrieval_vectors(
+        self, mdata: MuData | None, indices: Sequence[int] | None, modalities: Sequence[str], roles: Sequence[str]
+    ) -> dict[tuple[str, str], np.ndarray]:
+        """Vectors of modalities in roles, of which every cell is encoded once."""
+        parts = {(m, role): [] for m in modalities for role in roles}
+        for batch in self._batches(mdata, indices):
+            codes, rho = self.module.pair_codes(batch), self.module.retrieval_correlation
+            weight = rho / (1 - rho.square())
+            for (m, role), part in parts.items():
+                code = codes[m]
+                if role == "query":
+                    vectors = torch.cat([code * weight, torch.ones_like(code[:, :1])], dim=1)
+                else:
+                    own = (code.square() * (rho * weight)).sum(dim=1, keepdim=True) / 2
+                    vectors = torch.cat([code, -own], dim=1)
+                part.append(vectors.masked_fill(~batch["mask"][m][:, None], torch.nan))
+        return {key: torch.cat(part).cpu().numpy() for key, part in parts.items()}

@@ -202,6 +202,8 @@ class SplitModule(BaseModuleClass):
         The modalities, in the order of the set-up.
     """
 
+    negatives: str = "all"  # cells that a contrast compares with: all, or those of the own "batch"
+
     def __init__(self, specs: Sequence[ModalitySpec]) -> None:
         super().__init__()
         self.specs = tuple(specs)
@@ -326,6 +328,14 @@ class SplitModule(BaseModuleClass):
     def units(batch: dict) -> torch.Tensor:
         """What is drawn independently, ``(n,)``: the group that a cell is a replicate of, or else the cell."""
         return batch.get("group", batch["index"])
+
+    def groups(self, batch: dict) -> torch.Tensor | None:
+        """Batch of every cell, if batches are taken apart."""
+        return batch["batch"] if self.negatives == "batch" else None
+
+    def peers(self, batch: dict) -> Peers:
+        """Which cells may be negatives of each other in a contrast."""
+        return Peers(self.groups(batch), batch.get("group"))
 
     def library_sizes(self, batch: dict, modality: str) -> torch.Tensor | None:
         """Expected total count of every cell, ``(n,)``; None for a modality that is no counts.

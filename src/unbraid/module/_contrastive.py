@@ -388,14 +388,6 @@ class ContrastiveModule(SplitModule):
         learned = getattr(self, "log_temperature", None)
         return self.temperature if learned is None else learned.exp().clamp(min=0.01)
 
-    def groups(self, batch: dict) -> torch.Tensor | None:
-        """Batch of every cell, if batches are taken apart."""
-        return batch["batch"] if self.negatives == "batch" else None
-
-    def peers(self, batch: dict) -> Peers:
-        """Which cells may be negatives of each other in a contrast."""
-        return Peers(self.groups(batch), batch.get("group"))
-
     def batch_offset(self, codes: Mapping[str, torch.Tensor], batch: dict) -> torch.Tensor:
         """Share of the variance of the codes that lies between batches, mean over dimensions and modalities."""
         groups, shares = self.groups(batch), []

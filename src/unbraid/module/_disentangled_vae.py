@@ -196,14 +196,6 @@ class DisentangledVAE(MultimodalVAE):
         function = nt_xent if self.form == "released" else partial(info_nce, symmetric=False)
         return function(a, b, temperature=self.temperature, **vars(peers))
 
-    def groups(self, batch: dict) -> Tensor | None:
-        """Batch of every cell, if batches are taken apart."""
-        return batch["batch"] if self.negatives == "batch" else None
-
-    def peers(self, batch: dict) -> Peers:
-        """Which cells may be negatives of each other in a contrast."""
-        return Peers(self.groups(batch), batch.get("group"))
-
     def cross_information(self, z: dict[str, Posterior], batch: dict) -> Tensor:
         r"""Minus the contrast of the modalities' z.
 

@@ -5,12 +5,14 @@ Run it with::
     python -m unbraid.benchmark.pairs --fraction 0.1 --seeds 3 --out tenth.csv
     python -m unbraid.benchmark.pairs --methods DL2 --must-link-weights 0 0.01 0.1 1 --out lambda.csv
     python -m unbraid.benchmark.pairs --methods DL2 --noise 0.2 --out noise.csv
+    python -m unbraid.benchmark.pairs --methods DL2 --noise 0.2 --trusted --out trusted.csv
 
 Data are :func:`unbraid.data.simulate.two_factors`: two shared factors of ten classes, of which pairs of training cells
 name one, the task's. Accuracy (ACC), NMI and ARI of the clusters of test cells with the task's classes, NMI with those
 of the other factor, number of clusters that are used; accuracy of k-means on the code that is clustered. Probes: accuracy
-of logistic regression on test cells, from the part of the shared code that is the task's (``t``), the rest (``r``) and
-the specific codes (``w``, mean over modalities), of the task (``T``) and of the other factor (``R``); by chance .1.
+of logistic regression on test cells, from the part of the shared code that is the task's (``t``), the rest (``r``), both
+(``z``), the specific codes (``w``, mean over modalities) and all of a modality's (``u``), of the task (``T``) and of the
+other factor (``R``); by chance .1.
 Generation: how often a classifier of real data finds both classes in a modality decoded from another one's shared code
 (``cross``, the product of both, as DL2 reports), and how often all modalities of a new cell agree (``joint``). Data and
 model share a seed.
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from unbraid import model as models
@@ -73,8 +76,9 @@ METHODS = {
     "C-IDEC": Method("CIDEC"),
     "VolMaxDCC": Method("VolMaxDCC"),
 }
-CLOSED = ("k-means", "constrained k-means", "RCA + k-means")
+CLOSED = ("k-means", "constrained k-means", "RCA + k-means", "PCA, RCA + k-means")
 N_LATENT = 8
+N_COMPONENTS = 30
 
 
 def add_pairs(mdata: MuData, fraction: float, noise: float, seed: int, key: str = "y_task") -> None:
@@ -137,12 +141,23 @@ def fit(
     return model
 
 
+def principal_components(mdata: MuData) -> np.ndarray:
+    """Principal components of cells, whose modalities lie side by side."""
+    return PCA(N_COMPONENTS, svd_solver="covariance_eigh").fit_transform(np.hstack([mdata[m].X for m in mdata.mod]))
+
+
+def trust(mdata: MuData, n_clusters: int, seed: int) -> None:
+    """Leave out of ``obsp["pairs"]`` what :func:`unbraid.tl.trusted_pairs` does not trust."""
+    found = tl.trusted_pairs(principal_components(mdata), mdata.obsp["pairs"], n_clusters, seed=seed)
+    mdata.obsp["pairs"] = found.matrix(mdata.n_obs)
+
+
 def closed_form(mdata: MuData, name: str, n_clusters: int, seed: int) -> np.ndarray:
     """Clusters of cells, whose modalities lie side by side, in closed form; k-means is fitted to the training cells."""
-    x = np.hstack([mdata[m].X for m in mdata.mod])
+    x = principal_components(mdata) if name.startswith("PCA") else np.hstack([mdata[m].X for m in mdata.mod])
     if name == "constrained k-means":
         return tl.constrained_kmeans(x, mdata.obsp["pairs"], n_clusters, seed=seed)
-    if name == "RCA + k-means":
+    if "RCA" in name:
         x = tl.relevant_components(x, mdata.obsp["pairs"], n_components=n_clusters - 1)
     train = (mdata.obs["split"] == "train").to_numpy()
     return KMeans(n_clusters, n_init=10, random_state=seed).fit(x[train]).predict(x)
@@ -164,12 +179,17 @@ def cluster_row(found: np.ndarray, code: np.ndarray | None, mdata: MuData, seed:
 def probe_row(model: SplitModel, mdata: MuData) -> dict[str, float]:
     """What the codes tell of both factors."""
     kinds = model.module.kinds
-    codes = {"t": [(mdata.obs, model.get_latent_representation(kind="task" if "task" in kinds else "shared"))]}
+    shared = model.get_latent_representation()
+    codes = {"t": [(mdata.obs, model.get_latent_representation(kind="task") if "task" in kinds else shared)]}
     if "residual" in kinds:
         codes["r"] = [(mdata.obs, model.get_latent_representation(kind="residual"))]
     if "specific" in kinds:
-        read = lambda m: model.get_latent_representation(kind="specific", modality=m)
-        codes["w"] = [(mdata.obs.loc[adata.obs_names], read(m)) for m, adata in mdata.mod.items()]
+        having = {m: mdata.obs_names.get_indexer(adata.obs_names) for m, adata in mdata.mod.items()}
+        own = {m: model.get_latent_representation(kind="specific", modality=m) for m in having}
+        codes["w"] = [(mdata.obs.iloc[cells], own[m]) for m, cells in having.items()]
+        codes["u"] = [(mdata.obs.iloc[cells], np.hstack([shared[cells], own[m]])) for m, cells in having.items()]
+    if "residual" in kinds:
+        codes["z"] = [(mdata.obs, shared)]
     return {
         f"{name}: {letter}": float(np.mean([probe_accuracy(z, obs[key], obs["split"]) for obs, z in of]))
         for name, of in codes.items()
@@ -220,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--n-obs", type=int, default=10_000)
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.1], help="pairs per cell")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="share of wrong pairs")
+    parser.add_argument("--trusted", action="store_true", help="only the pairs of unbraid.tl.trusted_pairs")
     parser.add_argument("--must-link-weights", type=float, nargs="+", help="of DL2, lambda")
     parser.add_argument("--cannot-link-weights", type=float, nargs="+", help="of DL2, gamma")
     parser.add_argument("--nonlinear", action="store_true", help="factors pass through a random network")
@@ -235,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         mdata = simulate.two_factors(row["n_obs"], **simulated)
         add_pairs(mdata, row["fraction"], row["noise"], row["seed"])
         start = time.process_time()
+        if row["trusted"]:
+            trust(mdata, 10, row["seed"])
         if row["method"] in CLOSED:
             found = closed_form(mdata, row["method"], 10, row["seed"])
             yield {**row, **cluster_row(found, None, mdata, row["seed"]), "CPU seconds": time.process_time() - start}
@@ -251,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row |= coherence_row(model, mdata, linear_readers(mdata), row["seed"])
         yield {**row, "CPU seconds": seconds}
 
-    fixed = {key: getattr(arguments, key) for key in ("n_obs", "nonlinear", "missing", "steps")}
+    fixed = {key: getattr(arguments, key) for key in ("n_obs", "nonlinear", "missing", "trusted", "steps")}
     asked = [
         {**fixed, "method": name, "fraction": f, "noise": n, "must-link weight": a, "cannot-link weight": b, "seed": s}
         for s in range(arguments.seeds)

@@ -83,8 +83,8 @@ class DL2(ClusterMixin, GenerativeModel):
     surely in one cluster.
 
     Where what the pairs name is a linear part of the data, :func:`~unbraid.tl.relevant_components` and k-means find it as
-    well, in a second; and there is nothing here against wrong must-links, which draw classes together. See the
-    reproduction page.
+    well, in a second. Wrong must-links draw classes together: :func:`~unbraid.tl.trusted_pairs` leaves them out before.
+    See the reproduction page.
 
     Validation batches have no pairs, so early stopping follows the bound of single cells. :meth:`write_latent` also
     writes ``Z_t`` and ``Z_r``.

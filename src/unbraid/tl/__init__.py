@@ -10,6 +10,7 @@ from unbraid.tl._retrieval_index import Hits, RetrievalIndex, build_index
 from unbraid.tl._retrieve import retrieve
 from unbraid.tl._suggest_pairs import suggest_pairs
 from unbraid.tl._support import support
+from unbraid.tl._trusted_pairs import trusted_pairs
 
 __all__ = [
     "Hits",
@@ -25,4 +26,5 @@ __all__ = [
     "retrieve",
     "suggest_pairs",
     "support",
+    "trusted_pairs",
 ]

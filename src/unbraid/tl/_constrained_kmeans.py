@@ -86,8 +86,8 @@ def constrained_kmeans(
     move together as long as no two of them are a cannot-link, those that gain most first; so no step raises the
     objective. An empty cluster takes the point that is farthest from its centre.
 
-    As must-links are never broken, wrong ones put whole chains together. Where many pairs are wrong, k-means on
-    :func:`relevant_components`, which averages over must-links, is the safer choice.
+    As must-links are never broken, wrong ones put whole chains together. Where pairs may be wrong, take the
+    :func:`trusted_pairs` of them, or k-means on :func:`relevant_components`, which averages over must-links.
 
     References
     ----------

@@ -79,6 +79,7 @@ def test_images(tmp_path, capsys):
     )  # fmt: skip
     rows = pd.read_csv(out).set_index("method")
     assert rows.loc["MMVAE+", ["t: T", "cross", "joint"]].between(0, 1).all()
+    assert (rows.loc["MMVAE+", ["U-FD", "C-FD"]] > 0).all()
     assert np.isnan(rows.loc["MMVAE+", "ACC"])
     assert rows.loc[["DL2", "VolMaxDCC"], "ACC"].between(0, 1).all()
     capsys.readouterr()

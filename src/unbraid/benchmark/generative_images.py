@@ -148,13 +148,19 @@ class Reader:
             loss.backward()
             optimizer.step()
 
-    @torch.no_grad()
     def predict(self, x: np.ndarray, which: str) -> np.ndarray:
         """Labels of images, the digit (``"s"``) or the quadrant (``"p"``)."""
-        parts = torch.as_tensor(np.asarray(x, dtype=np.float32)).split(1_000)
-        found = torch.cat([self.network(part.to(self.device)).cpu() for part in parts])
-        scores = dict(zip(self.classes, found.split(self.sizes, 1), strict=True))
+        scores = dict(zip(self.classes, self._outputs(x, self.network).split(self.sizes, 1), strict=True))
         return self.classes[which][scores[which].argmax(1).numpy()]
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """What the labels are read from, ``(n, n_hidden)``: in place of an Inception network's, for distances of images."""
+        return self._outputs(x, self.network[:-1]).numpy()
+
+    @torch.no_grad()
+    def _outputs(self, x: np.ndarray, network: nn.Module) -> torch.Tensor:
+        parts = torch.as_tensor(np.asarray(x, dtype=np.float32)).split(1_000)
+        return torch.cat([network(part.to(self.device)).cpu() for part in parts])
 
 
 def readers(mdata: MuData, steps: int, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, float]]:

@@ -26,7 +26,7 @@ import warnings
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -210,17 +210,28 @@ def linear_readers(mdata: MuData) -> dict[str, dict[str, LogisticRegression]]:
     return found
 
 
-def coherence_row(model: GenerativeModel, mdata: MuData, classifiers: dict, seed: int) -> dict[str, float]:
-    """Both classes in what is decoded from other modalities' shared codes, and in new cells."""
+class Generated(NamedTuple):
+    """What a model makes of test cells: by modality of the shared code and decoded modality, and new cells by modality."""
+
+    crossed: dict[tuple[str, str], np.ndarray]
+    new: dict[str, np.ndarray]
+
+
+def generate(model: GenerativeModel, mdata: MuData, seed: int) -> Generated:
+    """Every modality decoded from every other one's shared code of the test cells, and as many new cells."""
     test = np.flatnonzero(mdata.obs["split"] == "test")
-    labels = {key: mdata.obs[key].astype(str).to_numpy() for key in classifiers}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         crossed = {(a, b): model.translate(a, b, n_samples=1, indices=test)[0] for a, b in permutations(mdata.mod, 2)}
         new = model.sample(len(test))
-    found = coherence(
-        crossed, {key: y[test] for key, y in labels.items()}, classifiers, unconditional={m: new[m].X for m in new.mod}
-    ).table
+    return Generated(crossed, {m: new[m].X for m in new.mod})
+
+
+def coherence_row(generated: Generated, mdata: MuData, classifiers: dict) -> dict[str, float]:
+    """Both classes in what is decoded from other modalities' shared codes, and in new cells."""
+    test = (mdata.obs["split"] == "test").to_numpy()
+    labels = {key: mdata.obs[key][test].astype(str).to_numpy() for key in classifiers}
+    found = coherence(generated.crossed, labels, classifiers, unconditional=generated.new).table
     value = lambda kind: float(found.query("kind == @kind and attribute == 'product'")["coherence"].iloc[0])
     return {"cross": value("cross"), "joint": value("unconditional")}
 
@@ -271,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row |= cluster_row(model.predict_cluster(), code, mdata, row["seed"])
         row |= probe_row(model, mdata)
         if isinstance(model, GenerativeModel):
-            row |= coherence_row(model, mdata, linear_readers(mdata), row["seed"])
+            row |= coherence_row(generate(model, mdata, row["seed"]), mdata, linear_readers(mdata))
         yield {**row, "CPU seconds": seconds}
 
     fixed = {key: getattr(arguments, key) for key in ("n_obs", "nonlinear", "missing", "trusted", "steps")}

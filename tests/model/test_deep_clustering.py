@@ -295,6 +295,8 @@ def test_predict_cluster(cls, counts, remake, tmp_path):
     np.testing.assert_allclose(soft.sum(axis=1), 1.0, atol=1e-5)
     np.testing.assert_array_equal(soft.argmax(axis=1), hard)
     np.testing.assert_array_equal(model.predict_cluster(indices=[5, 3]), hard[[5, 3]])
+    with pytest.raises(ValueError, match="one code of the cell"):
+        model.predict_cluster(vote=True)
     query = remake(counts, prot=None)
     assert model.predict_cluster(query).shape == (query["rna"].n_obs,)
     model.save(tmp_path / "model")

@@ -88,6 +88,22 @@ def test_predictions_latents_and_pairs_survive_saving(tmp_path):
     np.testing.assert_array_equal(again.pairs_["must"], model.pairs_["must"])
 
 
+def test_modalities_may_vote():
+    mdata = two_factors(800)
+    add_pairs(mdata, n=800)
+    model = fitted(ub.model.DL2, mdata, n_task=4, n_residual=4)
+    shares = model.predict_cluster(soft=True, vote=True, seed=0)
+    np.testing.assert_array_equal(np.unique(shares), [0, 0.5, 1])  # two modalities
+    np.testing.assert_allclose(shares.sum(1), 1)
+    voted = model.predict_cluster(vote=True, seed=0)
+    np.testing.assert_array_equal(voted, shares.argmax(1))
+    assert (voted != model.predict_cluster(vote=True, seed=1)).any()
+    labels, alone = mdata.obs["weak"], MuData({"a": mdata["a"].copy()})
+    agreement = lambda found: ub.metrics.clustering(None, labels, clusters=found, n_permutations=0).acc
+    assert 0.5 < agreement(voted) < agreement(model.predict_cluster())
+    assert set(np.unique(model.predict_cluster(alone, soft=True, vote=True))) == {0, 1}
+
+
 def test_query_cells_need_no_pairs():
     mdata = two_factors(200)
     add_pairs(mdata, n=60)

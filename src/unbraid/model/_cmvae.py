@@ -26,7 +26,8 @@ class CMVAE(ClusterMixin, GenerativeModel):
     .. math:: p(z) = \sum_c \pi_c\, p(z \mid c) ,
 
     components with learned means and weights and a fixed scale [1]_. A cell's cluster is the largest of
-    the mean over its modalities of :math:`p(c \mid \mathbb E\, q(z \mid x_m))`.
+    the mean over its modalities of :math:`p(c \mid \mathbb E\, q(z \mid x_m))`; ``predict_cluster(vote=True)`` is the vote
+    of the paper.
 
     Parameters
     ----------

@@ -118,6 +118,13 @@ class ClusteredVAE(MultimodalVAE):
         each = self.mixture.log_probabilities(self.stacked(z).mean[..., self.clustered]).exp()
         return (each * present).sum(0) / present.sum(0)
 
+    def cluster_votes(self, batch: dict) -> Tensor:
+        """Shares of the modalities that a cell has whose sample of z is most probable in a cluster, ``(n, n_clusters)``."""
+        z, present = self.posteriors(batch)[0], self.present(batch).unsqueeze(-1)
+        log_joint = self.mixture.log_joint(self.stacked(z).sample(1)[0][..., self.clustered])
+        votes = nn.functional.one_hot(log_joint.argmax(-1), log_joint.shape[-1])
+        return (votes * present).sum(0) / present.sum(0)
+
     def mixture_log_joint(self, batch: dict) -> Tensor:
         """Log pi_c + log p(z | c) at the mean of every modality's z, ``(M, n, n_clusters)``."""
         return self.mixture.log_joint(self.stacked(self.posteriors(batch)[0]).mean[..., self.clustered])

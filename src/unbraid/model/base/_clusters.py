@@ -17,7 +17,13 @@ class ClusterMixin:
     """Clusters of a model whose module has ``cluster_probabilities(batch)``, ``(n, n_clusters)``."""
 
     def predict_cluster(
-        self, mdata: MuData | None = None, *, soft: bool = False, indices: Sequence[int] | None = None
+        self,
+        mdata: MuData | None = None,
+        *,
+        soft: bool = False,
+        vote: bool = False,
+        seed: int | None = None,
+        indices: Sequence[int] | None = None,
     ) -> np.ndarray:
         """Cluster of every cell, from whichever modalities it has.
 
@@ -27,19 +33,36 @@ class ClusterMixin:
             Cells; those of the set-up by default. They may lack modalities.
         soft
             Give the probabilities of all clusters.
+        vote
+            Let every modality name the cluster of one sample of its latent, and take the one that most of them name, as
+            CMVAE is published; of a tie the first. By default it is the largest of the mean over modalities of the
+            probabilities at posterior means, which are less noisy. Only of models whose modalities have latents each.
+        seed
+            Of these samples; torch's state by default.
         indices
             Numbers of cells; all by default.
 
         Returns
         -------
         int64 array ``(n_obs,)`` of numbers from 0 to ``n_clusters - 1``; or with ``soft`` float32
-        ``(n_obs, n_clusters)``, whose rows sum to 1. What the numbers stand for changes from training to training.
+        ``(n_obs, n_clusters)``, whose rows sum to 1 (with ``vote`` the shares of votes). What the numbers stand for
+        changes from training to training.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
+        ValueError
+            If ``vote`` is asked of a model with one code of the cell.
         """
-        parts = [self.module.cluster_probabilities(batch) for batch in self._batches(mdata, indices)]
-        probabilities = torch.cat(parts)
+        read = self.module.cluster_probabilities
+        if vote:
+            if not hasattr(self.module, "cluster_votes"):
+                raise ValueError(f"{type(self).__name__} has one code of the cell, so that modalities cannot `vote`.")
+            read = self.module.cluster_votes
+        devices = [self.module.device] if self.module.device.type == "cuda" else []
+        with torch.random.fork_rng(enabled=seed is not None, devices=devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+            probabilities = torch.cat([read(batch) for batch in self._batches(mdata, indices)])
         return (probabilities.float() if soft else probabilities.argmax(1)).cpu().numpy()

@@ -442,7 +442,7 @@ def test_which_batches_were_measured_is_saved(mosaic, mosaic_model, tmp_path):
         (lambda m: m.impute("rna", interval=0), ValueError, "between 0 and 1, got 0"),
         (lambda m: m.impute("rna", interval=0.9, n_samples=1), ValueError, "`n_samples`.* at least 2, got 1"),
         (lambda m: m.impute("rna", transform_batch="a"), ValueError, "needs a `batch_key`"),
-        (lambda m: m.impute("rna", indices=[80]), IndexError, "there are 80 cells"),
+        (lambda m: m.impute("rna", indices=[80]), IndexError, "there are 80 observations"),
         (lambda m: m.counterfactual("rna", [0, 1], [0]), ValueError, "pair cells: got 2 and 1"),
         (lambda m: m.counterfactual_support("rna", [0], [0, 1]), ValueError, "pair cells: got 1 and 2"),
         (lambda m: m.counterfactual("x", [0], [0]), KeyError, "No modality 'x'"),

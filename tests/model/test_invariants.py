@@ -106,8 +106,14 @@ def test_indices_choose_cells(case, fitted):
             if name != "joint":
                 rows, _ = rows_of(fitted.adata, name.split()[1], names[numbers])
                 np.testing.assert_allclose(chosen[name], everything[name][rows], atol=1e-5, err_msg=name)
-    with pytest.raises(IndexError, match="there are 60 cells"):
+    by_name = case.latents(fitted, indices=names[[5, 3, 40]])
+    assert_same(by_name, case.latents(fitted, indices=[5, 3, 40]))
+    with pytest.raises(IndexError, match="there are 60 observations"):
         fitted.get_latent_representation(indices=[60])
+    with pytest.raises(ValueError, match="`indices` is a mask of 59 values, but there are 60"):
+        fitted.get_latent_representation(indices=np.ones(59, dtype=bool))
+    with pytest.raises(KeyError, match="`indices`: there is no observation 'no cell'"):
+        fitted.get_latent_representation(indices=["no cell"])
 
 
 def test_same_seed_same_numbers(case, make_mdata):

@@ -599,7 +599,7 @@ def test_errors_of_the_way_back(counts):
         counts.reconstruct("rna", use="all")
     with pytest.raises(ValueError, match="pair cells: got 2 and 1"):
         counts.counterfactual("rna", [0, 1], [0])
-    with pytest.raises(IndexError, match="there are 150 cells"):
+    with pytest.raises(IndexError, match="there are 150 observations"):
         counts.reconstruct("rna", indices=[150])
 
 

@@ -128,7 +128,7 @@ class CMVAE(ClusterMixin, GenerativeModel):
         mdata
             Cells; those of the set-up by default.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from unbraid._messages import check_whole, suggest
+from unbraid.data._cells import numbers_of
 from unbraid.model.base import ContrastiveModel
 from unbraid.model.base._latents import UNTRAINED
 from unbraid.module import ContrastiveModule, Latents, on_present_rows, total_loss
@@ -20,6 +20,7 @@ from unbraid.objectives import nt_xent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from mudata import MuData
     from scvi.module.base import LossOutput
 
@@ -263,7 +264,7 @@ class CoMM(ContrastiveModel):
         mdata
             Cells; those of the set-up by default.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------
@@ -287,7 +288,7 @@ class CoMM(ContrastiveModel):
             if m not in self.modalities:
                 raise KeyError(f"No modality {m!r} in the model. {suggest(m, self.modalities)}")
         mdata = self._validate_anndata(mdata)
-        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        rows = numbers_of(indices, mdata, "indices")
         values = []
         for batch, latents in self._encode(mdata, rows, None):
             mask, tokens = batch["mask"], latents.params["tokens"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from unbraid._messages import check_option, check_whole
+from unbraid.data._cells import numbers_of
 from unbraid.model.base import ContrastiveModel
 from unbraid.model.base._latents import UNTRAINED
 from unbraid.module import (
@@ -29,6 +29,7 @@ from unbraid.objectives import nce_bound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from mudata import MuData
     from scvi.module.base import LossOutput
 
@@ -415,7 +416,7 @@ class FactorCL(ContrastiveModel):
         mdata
             Cells; those of the set-up by default.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------
@@ -431,7 +432,7 @@ class FactorCL(ContrastiveModel):
         self._check_if_trained(warn=False, message=UNTRAINED)
         check_option("`kind`", kind, ("emb", "proj"))
         mdata = self._validate_anndata(mdata)
-        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        rows = numbers_of(indices, mdata, "indices")
         values = []
         for batch, latents in self._encode(mdata, rows, None):
             parts = [x.masked_fill(~batch["mask"][m][:, None], torch.nan) for m, x in latents.params[kind].items()]

@@ -283,7 +283,7 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
         transformed
             Give what the model sees (log-normalised values for counts), not values on the scale of the data.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------

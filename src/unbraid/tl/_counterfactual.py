@@ -13,11 +13,11 @@ from mudata import MuData
 from scipy import sparse
 
 from unbraid._messages import check_option, check_whole, suggest
+from unbraid.data._cells import numbers_of
 from unbraid.metrics import diff_fd
 from unbraid.metrics._decoder import Decoder, Likelihood, fit_predict, likelihood_of
 from unbraid.metrics._lookup import embedding_of, values_of
 from unbraid.metrics._rows import codes_of, present_rows
-from unbraid.tl._cells import numbers_of
 from unbraid.tl._support import support
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def counterfactual(
         if lacking := int((~known[cells]).sum()):
             code = {"shared_from": screen.shared_key, "specific_from": screen.specific_key}[name]
             raise ValueError(f"`{name}`: {lacking} of {len(cells)} observations have no {code}.")
-    rows = np.arange(mdata.n_obs) if train is None else numbers_of(train, mdata, "train")
+    rows = numbers_of(train, mdata, "train")
     (values,), reference = _decoded(screen, rows, options, tuple(pairs))
     usual = support(reference, _codes(screen, *pairs), n_neighbors=n_neighbors)
     names = mdata.obs_names.to_numpy()

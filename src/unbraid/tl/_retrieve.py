@@ -10,9 +10,9 @@ import pandas as pd
 from mudata import MuData
 
 from unbraid._messages import check_whole, suggest
+from unbraid.data._cells import numbers_of
 from unbraid.metrics._lookup import values_of
 from unbraid.metrics._rows import present_rows, rows_of
-from unbraid.tl._cells import numbers_of
 from unbraid.tl._match_confidence import DEPTH, MatchConfidence, Outcomes, warn_if_few
 from unbraid.tl._retrieval_index import build_index, text_of
 

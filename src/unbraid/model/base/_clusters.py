@@ -40,7 +40,7 @@ class ClusterMixin:
         seed
             Of these samples; torch's state by default.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------

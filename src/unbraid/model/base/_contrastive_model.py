@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from unbraid.data._cells import numbers_of
 from unbraid.model.base._latents import UNTRAINED
 from unbraid.model.base._split_model import SplitModel
 from unbraid.module import ContrastiveModule, independence_weights
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
+    import numpy as np
     from mudata import MuData
 
     from unbraid.nn import InputTransform
@@ -144,7 +145,7 @@ class ContrastiveModel(SplitModel):
         mdata
             Cells; those of the set-up by default.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------
@@ -153,7 +154,7 @@ class ContrastiveModel(SplitModel):
         self._check_if_trained(warn=False, message=UNTRAINED)
         self._check_request("shared", modality)
         mdata = self._validate_anndata(mdata)
-        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        rows = numbers_of(indices, mdata, "indices")
         codes = [
             latents.params["unnormalized_shared"][modality].masked_fill(~batch["mask"][modality][:, None], torch.nan)
             for batch, latents in self._encode(mdata, rows, None)

@@ -149,7 +149,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
             draw takes one. By default a cell's own; where no cell of that batch had the modality in training, all
             batches that had it.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------
@@ -377,7 +377,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         n_samples
             Samples of the posterior. The estimate is too low on average, and less so the more there are.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------

@@ -13,6 +13,7 @@ from scvi import settings
 
 from unbraid._messages import check_whole, suggest
 from unbraid.data import BlockSampler, block_loader, positions
+from unbraid.data._cells import numbers_of
 from unbraid.tl import support
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class LatentMixin:
         """Batches of a trained model's cells, smaller where every cell is decoded many times."""
         self._check_if_trained(warn=False, message=UNTRAINED)
         mdata = self._validate_anndata(mdata, copy_if_view=False)
-        rows = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        rows = numbers_of(indices, mdata, "indices")
         yield from self._batches_of(mdata, rows, None if n_samples == 1 else max(1024 // n_samples, 16))
 
     def _encode(
@@ -80,7 +81,7 @@ class LatentMixin:
         batch_size
             Cells encoded at a time; it does not change the result.
         indices
-            Numbers of cells in the MuData; all by default.
+            Cells of the MuData, by number, by name or as a mask; all by default.
 
         Returns
         -------
@@ -102,7 +103,7 @@ class LatentMixin:
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1)
         mdata = self._validate_anndata(mdata, copy_if_view=False)
-        chosen = np.arange(mdata.n_obs) if indices is None else self._cell_numbers(indices, mdata.n_obs)
+        chosen = numbers_of(indices, mdata, "indices")
         rows = chosen
         if modality is not None:
             in_modality = positions(mdata, modality)
@@ -182,7 +183,8 @@ class LatentMixin:
         source = self._check_counterfactual(modality, shared_from, specific_from, shared_modality)
         mdata = self._validate_anndata(mdata, copy_if_view=False)
         c, s = (self._code_of_cells(mdata, kind, m) for kind, m in (("shared", source), ("specific", modality)))
-        first, second = (self._cell_numbers(cells, mdata.n_obs) for cells in (shared_from, specific_from))
+        first = numbers_of(shared_from, mdata, "shared_from")
+        second = numbers_of(specific_from, mdata, "specific_from")
         known = np.isfinite(c).all(axis=1) & np.isfinite(s).all(axis=1)
         return support(np.hstack([c, s])[known], np.hstack([c[first], s[second]]), n_neighbors=n_neighbors)
 
@@ -193,16 +195,6 @@ class LatentMixin:
         spread = np.full((mdata.n_obs, code.shape[1]), np.nan)
         spread[rows >= 0] = code[rows[rows >= 0]]
         return spread
-
-    @staticmethod
-    def _cell_numbers(indices: Sequence[int], n_obs: int) -> np.ndarray:
-        numbers = np.asarray(indices)
-        if numbers.dtype == bool:
-            numbers = np.flatnonzero(numbers)
-        numbers = numbers.astype(np.int64)
-        if len(numbers) and (numbers.min() < -n_obs or numbers.max() >= n_obs):
-            raise IndexError(f"`indices` run from {numbers.min()} to {numbers.max()}, but there are {n_obs} cells.")
-        return numbers % n_obs if n_obs else numbers
 
     def write_latent(self, mdata: MuData | None = None, prefix: str = "Z", batch_size: int | None = None) -> MuData:
         """Write the latents into the MuData, where scanpy finds them.

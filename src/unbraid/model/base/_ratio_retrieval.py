@@ -46,7 +46,7 @@ class RatioRetrievalMixin:
         role
             Queries and targets have other vectors.
         indices
-            Numbers of cells; all by default.
+            Cells, by number, by name or as a mask; all by default.
 
         Returns
         -------

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from unbraid._messages import suggest
-from unbraid.metrics._lookup import values_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -16,13 +15,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-def numbers_of(cells: ArrayLike, data: AnnData | MuData, name: str) -> NDArray:
+def numbers_of(cells: ArrayLike | None, data: AnnData | MuData, name: str) -> NDArray:
     """Numbers of observations that are given by a mask, by numbers (negative ones from the end) or by names.
 
     Parameters
     ----------
     cells
-        Mask ``(n_obs,)``, numbers or names. A mask that is a series is matched by name; what it misses is not meant.
+        Mask ``(n_obs,)``, numbers or names; None for all. A mask that is a series is matched by name; what it misses is
+        not meant.
     data
         Whose observations.
     name
@@ -42,11 +42,15 @@ def numbers_of(cells: ArrayLike, data: AnnData | MuData, name: str) -> NDArray:
         If a mask has another length, or the values are of no such kind.
     """
     n_obs = data.n_obs
+    if cells is None:
+        return np.arange(n_obs)
     if hasattr(cells, "dtype") and pd.api.types.is_bool_dtype(cells.dtype):
         if len(cells) != n_obs:
             raise ValueError(f"`{name}` is a mask of {len(cells)} values, but there are {n_obs} observations.")
-        # a series is of its rows, in whatever order
-        cells = values_of(data, cells, name, n_obs).fillna(False).astype(bool)
+        if isinstance(cells, pd.Series):
+            # of its rows, in whatever order
+            ordered = cells.index.equals(data.obs_names) or set(cells.index) != set(data.obs_names)
+            cells = (cells if ordered else cells.reindex(data.obs_names)).fillna(False).astype(bool)
     cells = np.atleast_1d(np.asarray(cells))
     if cells.ndim != 1:
         raise ValueError(f"`{name}` must be a list of observations, or a mask; got an array of shape {cells.shape}.")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from unbraid.module._base import InnerLoop, Latents, Peers, Stage, centered, on_present_rows, over_pairs, total_loss
 from unbraid.module._canonical import CanonicalCandidate, CrossedJudgement
-from unbraid.module._independence import PENALTIES, Independence, independence_weights
-from unbraid.module._linear import LinearModule, common_rows, generalized_cca, one_of_each
+from unbraid.module._independence import PENALTIES, independence_weights
+from unbraid.module._linear import LinearModule, common_rows, generalized_cca
 from unbraid.module._sizes import PredictsSizes
-from unbraid.module._specific import ResidualCode, kernel_r2, residual_axes
+from unbraid.module._specific_stage import SpecificStage
 from unbraid.nn import CrossFittedResidual, PerModality
 from unbraid.objectives import canonical_correlation
 
@@ -36,13 +34,11 @@ MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
-# cells, about, that say after every epoch what a specific code loses and leaks
-LEAST_LEAK_OBS, MAX_LEAK_OBS = 20, 1_000
 # in information over the linear split: as a share, and in standard errors of the difference on the same cells
 LEAST_GAIN, LEAST_ERRORS = 0.002, 2.0
 
 
-class UnbraidModule(PredictsSizes, LinearModule):
+class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
     """Shared codes of the best candidate, specific codes of the residual; see :class:`~unbraid.model.Unbraid`.
 
     Parameters
@@ -92,15 +88,12 @@ class UnbraidModule(PredictsSizes, LinearModule):
         n_pairs = len(specs) * (len(specs) - 1) // 2
         # beside the candidates, whose weights go back to those of their best epoch
         self.judgements = nn.ModuleDict({name: CrossedJudgement(n_pairs) for name in CANDIDATES[1:]})
-        self.residuals, self.specific, self.independence = PerModality({}), PerModality({}), PerModality({})
-        self.best_specific = PerModality({})  # as they were at the epoch that held-out cells prefer
-        self.register_buffer("held_out_loss", torch.full((len(specs),), torch.inf))
+        self.residuals = PerModality({})
+        self._prepare_specific()
         self.build_size_predictors(
             {spec.name: self.input_layers[spec.name].typical_size for spec in specs if spec.is_count}
         )
         self.judges = True  # whether there are enough validation cells to choose by
-        self._known: dict[str, Any] | None = None  # residuals and shared codes of the training cells
-        self._judged: tuple[dict, dict] | None = None  # and of those that judge specific codes
 
     # ---- stages ---------------------------------------------------------------------------
 
@@ -147,48 +140,6 @@ class UnbraidModule(PredictsSizes, LinearModule):
             )
 
         return total_loss({"regression": (1.0, regression)}, len(batch["index"]))
-
-    def specific_loss(self, batch: dict) -> LossOutput:
-        """Error of the residual decoded from the specific code, and what this code tells of the shared one."""
-        codes = self._specific_codes(batch)
-
-        def reconstruction() -> Tensor:
-            total = 0.0
-            for m, (residual, c, z) in codes.items():
-                network = self.specific[m]
-                error = (residual - network.restore(z, c)).square().sum() / max(residual.numel(), 1)
-                total = total + error / network.scale.square()
-            return total
-
-        def dependence(kind: str) -> Tensor:
-            return sum(
-                self.independence[m].penalties[kind](z, c, self._groups_of(batch, m)) for m, (_, c, z) in codes.items()
-            )
-
-        terms = {"reconstruction": (1.0, reconstruction)}
-        terms |= {kind: (weight, partial(dependence, kind)) for kind, weight in self.independence_weights.items()}
-        return total_loss(terms, len(batch["index"]))
-
-    def inner_loss(self, batch: dict, stage: str) -> Tensor:
-        """Loss of the penalties' networks."""
-        with torch.no_grad():
-            codes = self._specific_codes(batch)
-        return sum(
-            self.independence[m].learning_loss(z, c, self._groups_of(batch, m)) for m, (_, c, z) in codes.items()
-        )
-
-    def _specific_codes(self, batch: dict) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Per modality, on the cells that have it: residual, shared code, specific code."""
-        rows = batch["mask"]
-        known = self._known if self.specific.training else None
-        if known is None:
-            found = self._residuals(batch, self.units(batch) if self.specific.training else None)
-        else:  # training cells: neither the shared code nor the regression moves any more
-            if known["place"].device != batch["index"].device:
-                known = self._known = move_data_to_device(known, batch["index"].device)
-            place = known["place"][batch["index"]]
-            found = {m: (r[place][rows[m]], c[place][rows[m]]) for m, (r, c) in known["codes"].items()}
-        return {m: (r, c, self.specific[m](r, c)) for m, (r, c) in found.items()}
 
     @torch.no_grad()
     def _residuals(self, batch: dict, index: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
@@ -286,40 +237,6 @@ class UnbraidModule(PredictsSizes, LinearModule):
             judgement.best.fill_(-torch.inf)
             judgement.terms.fill_(torch.nan)
 
-    def _validate_specific(self, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:
-        """Of every modality, keep the specific code that loses and leaks least on held-out cells.
-
-        What is lost is the share of the residual that its code does not give back, what leaks the R2 of a kernel
-        regression of the shared code, fitted to training cells.
-        """
-        if self._judged is None:  # neither the shared code nor the regression moves during the stage
-            self._judged = self._first_residuals(train, seen=True), self._first_residuals(validation, seen=False)
-        found = {}
-        for k, m in enumerate(self.modalities):
-            network, (r, c), (r_seen, c_seen) = self.specific[m], self._judged[1][m], self._judged[0][m]
-            if min(len(r), len(r_seen)) < LEAST_LEAK_OBS:
-                continue  # the last epoch it is
-            with torch.no_grad():
-                z, z_seen = network(r, c), network(r_seen, c_seen)
-                lost = float((r - network.restore(z, c)).square().sum() / r.square().sum().clamp(min=1e-12))
-            arrays = (x.cpu().double().numpy() for x in (z_seen, c_seen, z, c))
-            leak = max(kernel_r2(*arrays, n_components=200), 0.0)
-            found |= {f"lost_{m}": lost, f"leak_{m}": leak}
-            if lost + leak < self.held_out_loss[k]:
-                self.held_out_loss[k] = lost + leak
-                self.best_specific[m].load_state_dict(network.state_dict())
-        return found
-
-    def _first_residuals(self, batches: Iterable[dict], *, seen: bool) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per modality, residual and shared code of some cells: of those trained on as training has them."""
-        parts, n = [], 0
-        for batch in batches:
-            parts.append(self._residuals(batch, self.units(batch) if seen else None))
-            n += len(batch["index"])
-            if n >= MAX_LEAK_OBS:
-                break
-        return {m: tuple(torch.cat([part[m][j] for part in parts]) for j in range(2)) for m in self.modalities}
-
     def judge_linear(self, validation: Iterable[dict]) -> None:
         """Held-out information of the linear candidate, by the same cells as that of the others.
 
@@ -343,13 +260,7 @@ class UnbraidModule(PredictsSizes, LinearModule):
         elif stage == "residual":
             self._find_axes(batches)
         elif stage == "specific":
-            for k, m in enumerate(self.modalities):
-                if torch.isfinite(self.held_out_loss[k]):
-                    self.specific[m].load_state_dict(self.best_specific[m].state_dict())
-            codes = [{m: z for m, (_, _, z) in self._specific_codes(batch).items()} for batch in batches]
-            for m in self.modalities:
-                self.specific[m].standardize(torch.cat([part[m] for part in codes]))
-            self._known = self._judged = None
+            self._settle_specific(batches)
 
     def _choose(self, batches: Iterable[dict]) -> None:
         self._known = None  # of an interrupted training
@@ -373,39 +284,6 @@ class UnbraidModule(PredictsSizes, LinearModule):
             self.maps[m].set(explained=torch.linalg.lstsq(c, x).solution.numpy())
         self._build_regressors({m: self.maps[m].components.shape[1] for m in self.modalities})
 
-    def _find_axes(self, batches: Iterable[dict]) -> None:
-        """Axes of the cross-fitted residuals of all training cells, which are then kept at hand."""
-        found, index, units = {m: [] for m in self.modalities}, [], []
-        masks = {m: [] for m in self.modalities}
-        square, count = dict.fromkeys(self.modalities, 0.0), dict.fromkeys(self.modalities, 0)
-        for batch in batches:
-            index.append(batch["index"])
-            units.append(self.units(batch))
-            components = self.components(batch)
-            for m, pair in self._residuals(batch, self.units(batch)).items():
-                found[m].append(pair)
-                masks[m].append(batch["mask"][m])
-                square[m] += float(components[m].square().sum())
-                count[m] += pair[0].numel()
-        axes, scales, codes = {}, {}, {}
-        for m, pairs in found.items():
-            r, c = (torch.cat(part) for part in zip(*pairs, strict=True))
-            mask, variance = torch.cat(masks[m]), square[m] / max(count[m], 1)
-            apart = one_of_each(torch.cat(units)[mask].cpu().numpy())
-            chosen = residual_axes(
-                r.cpu().double().numpy(), c.cpu().double().numpy(), variance, self.n_axes, independent=apart
-            )
-            axes[m] = torch.as_tensor(chosen.copy(), dtype=torch.float32)
-            scales[m] = max(float(r.square().mean().sqrt()), 1e-6)
-            codes[m] = tuple(x.new_zeros(len(mask), x.shape[1]).masked_scatter_(mask[:, None], x) for x in (r, c))
-        self._build_specific(axes, scales)
-        index = torch.cat(index)
-        place = index.new_zeros(int(index.max()) + 1)
-        place[index] = torch.arange(len(index), device=index.device)
-        self._known = {"place": place, "codes": codes}
-        self._judged = None
-        self.held_out_loss.fill_(torch.inf)
-
     # ---- networks whose sizes the data decide ---------------------------------------------------
 
     def _build_candidates(self, sizes: Mapping[str, int], n_codes: Mapping[str, int]) -> None:
@@ -425,24 +303,6 @@ class UnbraidModule(PredictsSizes, LinearModule):
             torch.manual_seed(int(self.seed) + 1)
             self.residuals = PerModality({m: CrossFittedResidual(n_condition, p) for m, p in sizes.items()})
         self.residuals.to(self.device)
-
-    def _build_specific(self, axes: Mapping[str, Tensor], scales: Mapping[str, float]) -> None:
-        n_condition = int(self.candidate.kept.sum())
-        shapes = {m: (p.shape, n_condition) for m, p in axes.items()}
-        if self.specific.names and shapes == {m: self.specific[m].shape for m in axes}:
-            return  # a second training goes on
-        options = {**self.network_options, "n_hidden": max(self.network_options["n_hidden"] // 2, 1), "dropout": 0.0}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(self.seed) + 2)
-            self.specific = PerModality(
-                {m: ResidualCode(p, scales[m], n_condition, **options) for m, p in axes.items()}
-            )
-            self.independence = PerModality(
-                {m: Independence(self.independence_weights, p.shape[1], n_condition) for m, p in axes.items()}
-            )
-        self.best_specific = deepcopy(self.specific)
-        for part in (self.specific, self.best_specific, self.independence):
-            part.to(self.device).eval()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Build what a saved module has, with the sizes that it has there."""

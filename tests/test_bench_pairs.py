@@ -14,7 +14,11 @@ def test_simulation(tmp_path, capsys):
     pairs.main([*asked, "--steps", "20", "--out", str(out)])
     rows = pd.read_csv(out).set_index("method")
     assert rows.loc["RCA + k-means", "ACC"] > 0.8
-    assert rows.loc["DL2", ["ACC", "NMI other", "t: T", "r: R", "w: T", "cross", "joint"]].between(0, 1).all()
+    assert (
+        rows.loc["DL2", ["ACC", "t: T", "r: R", "w: T", "z: R", "u: T", "w: T drawn", "cross", "joint"]]
+        .between(0, 1)
+        .all()
+    )
     assert np.isnan(rows.loc["C-IDEC", "r: R"])
     capsys.readouterr()
     pairs.main([*asked, "--steps", "20", "--out", str(out)])

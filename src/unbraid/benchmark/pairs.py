@@ -12,7 +12,7 @@ name one, the task's. Accuracy (ACC), NMI and ARI of the clusters of test cells 
 of the other factor, number of clusters that are used; accuracy of k-means on the code that is clustered. Probes: accuracy
 of logistic regression on test cells, from the part of the shared code that is the task's (``t``), the rest (``r``), both
 (``z``), the specific codes (``w``, mean over modalities) and all of a modality's (``u``), of the task (``T``) and of the
-other factor (``R``); by chance .1.
+other factor (``R``); by chance .1. ``drawn``: from samples of the posteriors, which are what the decoders see.
 Generation: how often a classifier of real data finds both classes in a modality decoded from another one's shared code
 (``cross``, the product of both, as DL2 reports), and how often all modalities of a new cell agree (``joint``). Data and
 model share a seed.
@@ -24,6 +24,7 @@ import argparse
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,20 +177,31 @@ def cluster_row(found: np.ndarray, code: np.ndarray | None, mdata: MuData, seed:
     return row
 
 
-def probe_row(model: SplitModel, mdata: MuData) -> dict[str, float]:
-    """What the codes tell of both factors."""
-    kinds = model.module.kinds
-    shared = model.get_latent_representation()
-    codes = {"t": [(mdata.obs, model.get_latent_representation(kind="task") if "task" in kinds else shared)]}
-    if "residual" in kinds:
-        codes["r"] = [(mdata.obs, model.get_latent_representation(kind="residual"))]
+def probe_row(model: SplitModel, mdata: MuData, seed: int) -> dict[str, float]:
+    """What the codes tell of both factors: posterior means, and of generative models also samples of the posteriors."""
+    row = _probes(model, mdata)
+    if isinstance(model, GenerativeModel):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            row |= {f"{name} drawn": score for name, score in _probes(model, mdata, give_mean=False).items()}
+    return row
+
+
+def _probes(model: SplitModel, mdata: MuData, **options: Any) -> dict[str, float]:
+    kinds, read = model.module.kinds, partial(model.get_latent_representation, **options)
+    shared = read()
+    codes = {"t": [(mdata.obs, shared)]}
+    if "task" in kinds:
+        # of the same draw, as a cell's task and residual codes have separate ones otherwise
+        n_task = model.module.n_task
+        codes = {"t": [(mdata.obs, shared[:, :n_task])], "z": [(mdata.obs, shared)]}
+        if "residual" in kinds:
+            codes["r"] = [(mdata.obs, shared[:, n_task:])]
     if "specific" in kinds:
         having = {m: mdata.obs_names.get_indexer(adata.obs_names) for m, adata in mdata.mod.items()}
-        own = {m: model.get_latent_representation(kind="specific", modality=m) for m in having}
+        own = {m: read(kind="specific", modality=m) for m in having}
         codes["w"] = [(mdata.obs.iloc[cells], own[m]) for m, cells in having.items()]
         codes["u"] = [(mdata.obs.iloc[cells], np.hstack([shared[cells], own[m]])) for m, cells in having.items()]
-    if "residual" in kinds:
-        codes["z"] = [(mdata.obs, shared)]
     return {
         f"{name}: {letter}": float(np.mean([probe_accuracy(z, obs[key], obs["split"]) for obs, z in of]))
         for name, of in codes.items()
@@ -280,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = {**row}
         if hasattr(model, "predict_cluster"):
             row |= cluster_row(model.predict_cluster(), code, mdata, row["seed"])
-        row |= probe_row(model, mdata)
+        row |= probe_row(model, mdata, row["seed"])
         if isinstance(model, GenerativeModel):
             row |= coherence_row(generate(model, mdata, row["seed"]), mdata, linear_readers(mdata))
         yield {**row, "CPU seconds": seconds}

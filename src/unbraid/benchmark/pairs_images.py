@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if hasattr(model, "predict_cluster"):
             code = model.get_latent_representation(kind="task" if "task" in model.module.kinds else "shared")
             found |= cluster_row(model.predict_cluster(), code, mdata, row["seed"])
-        found |= probe_row(model, mdata)
+        found |= probe_row(model, mdata, row["seed"])
         if isinstance(model, GenerativeModel):
             generated = generate(model, mdata, row["seed"])
             found |= coherence_row(generated, mdata, classifiers) | distance_row(mdata, generated, networks)

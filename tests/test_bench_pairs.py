@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import unbraid as ub
-from unbraid.benchmark import pairs, pairs_cells, pairs_images
+from unbraid.benchmark import pairs, pairs_asked, pairs_cells, pairs_images
 
 
 def test_simulation(tmp_path, capsys):
@@ -67,6 +67,17 @@ def test_cells(tmp_path, capsys):
     assert rows["annotated"].to_dict()["CMVAE"] == 0
     assert rows["annotated"].to_dict()["DL2"] == pytest.approx(0.2 * 0.8 * 360, abs=8)
     assert "| classifier |" in capsys.readouterr().out
+
+
+def test_asking(tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    asked = ["--n-obs", "400", "--start", "40", "--questions", "10", "--rounds", "1", "--steps", "10", "--seeds", "1"]
+    pairs_asked.main([*asked, "--out", str(out)])
+    rows = pd.read_csv(out).set_index(["strategy", "asked"])
+    assert rows["pairs"].tolist() == [40, 50, 40, 50]
+    assert rows.loc[("suggested", 0), "ACC"] == rows.loc[("random", 0), "ACC"]
+    assert rows[["ACC", "RCA"]].stack().between(0, 1).all()
+    assert "| random | 10 |" in capsys.readouterr().out
 
 
 def test_images(tmp_path, capsys):

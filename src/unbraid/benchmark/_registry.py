@@ -200,6 +200,13 @@ EXPERIMENTS = (
         needs="--data",
     ),
     Experiment(
+        name="pairs-asked",
+        module="unbraid.benchmark.pairs_asked",
+        description="Pairs that DL2 suggests to ask for, beside as many at random",
+        quick=_words("--n-obs 1000 --steps 100 --rounds 1 --seeds 1"),
+        full=_words("--seeds 5"),
+    ),
+    Experiment(
         name="linear-gaussian",
         module="unbraid.benchmark.linear_gaussian",
         description="What a split of linear-Gaussian data can reach, in closed form",

@@ -86,6 +86,9 @@ class DL2(ClusterMixin, GenerativeModel):
     well, in a second. Wrong must-links draw classes together: :func:`~unbraid.tl.trusted_pairs` leaves them out before.
     See the reproduction page.
 
+    Samples of the parts tell little of each other, posterior means more, because decoders see samples: for a part that
+    tells nothing of the other, take ``get_latent_representation(give_mean=False)``.
+
     Validation batches have no pairs, so early stopping follows the bound of single cells. :meth:`write_latent` also
     writes ``Z_t`` and ``Z_r``.
 

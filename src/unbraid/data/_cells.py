@@ -47,10 +47,9 @@ def numbers_of(cells: ArrayLike | None, data: AnnData | MuData, name: str) -> ND
     if hasattr(cells, "dtype") and pd.api.types.is_bool_dtype(cells.dtype):
         if len(cells) != n_obs:
             raise ValueError(f"`{name}` is a mask of {len(cells)} values, but there are {n_obs} observations.")
-        if isinstance(cells, pd.Series):
-            # of its rows, in whatever order
-            ordered = cells.index.equals(data.obs_names) or set(cells.index) != set(data.obs_names)
-            cells = (cells if ordered else cells.reindex(data.obs_names)).fillna(False).astype(bool)
+        if isinstance(cells, pd.Series) and set(cells.index) == set(data.obs_names):
+            cells = cells.reindex(data.obs_names)  # of its rows, in whatever order
+        cells = pd.Series(cells).fillna(False).astype(bool)
     cells = np.atleast_1d(np.asarray(cells))
     if cells.ndim != 1:
         raise ValueError(f"`{name}` must be a list of observations, or a mask; got an array of shape {cells.shape}.")

@@ -66,6 +66,8 @@ def test_wrong_input():
     pairs = Pairs([[0, 1], [2, 3]], [])
     with pytest.raises(ValueError, match="`n_clusters` must be at most 3, one more than the features"):
         trusted_pairs(x, pairs, 4)
+    with pytest.raises(ValueError, match="`n_clusters` must be at most 4, the number of cells"):
+        trusted_pairs(np.eye(4, 9), pairs, 5)
     with pytest.raises(ValueError, match="n_clusters"):
         trusted_pairs(x, pairs, 1)
     with pytest.raises(ValueError, match="max_iter"):

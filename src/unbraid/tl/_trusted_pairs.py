@@ -49,7 +49,7 @@ def trusted_pairs(
         Key of ``obsp`` of ``data``, its matrix (1 for must-links, -1 for cannot-links), or
         :class:`~unbraid.data.Pairs`.
     n_clusters
-        How many kinds of cells there are, at most ``d + 1``.
+        How many kinds of cells there are, at most ``d + 1`` and ``n_obs``.
     use_rep
         Key of the embedding.
     shrinkage
@@ -88,10 +88,11 @@ def trusted_pairs(
     """
     x = cells_of(data, use_rep)
     check_whole("n_clusters", n_clusters, 2)
-    most = x.shape[1] + 1
-    check_range("`n_clusters`", n_clusters, n_clusters <= most, f"at most {most}, one more than the features")
+    n_obs, d = x.shape
+    check_range("`n_clusters`", n_clusters, n_clusters <= n_obs, f"at most {n_obs}, the number of cells")
+    check_range("`n_clusters`", n_clusters, n_clusters <= d + 1, f"at most {d + 1}, one more than the features")
     check_whole("max_iter", max_iter, 1)
-    pairs = pairs_of(data, pairs, len(x))
+    pairs = pairs_of(data, pairs, n_obs)
     must, seen = np.ones(len(pairs.must), dtype=bool), set()
     for _ in range(max_iter):
         clusters = _clusters(x, Pairs(pairs.must[must], []), n_clusters, shrinkage, seed)

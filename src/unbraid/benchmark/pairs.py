@@ -194,9 +194,9 @@ def _probes(model: SplitModel, mdata: MuData, **options: Any) -> dict[str, float
     if "task" in kinds:
         # of the same draw, as a cell's task and residual codes have separate ones otherwise
         n_task = model.module.n_task
-        codes = {"t": [(mdata.obs, shared[:, :n_task])], "z": [(mdata.obs, shared)]}
+        codes = {"t": [(mdata.obs, shared[:, :n_task])]}
         if "residual" in kinds:
-            codes["r"] = [(mdata.obs, shared[:, n_task:])]
+            codes |= {"r": [(mdata.obs, shared[:, n_task:])], "z": [(mdata.obs, shared)]}
     if "specific" in kinds:
         having = {m: mdata.obs_names.get_indexer(adata.obs_names) for m, adata in mdata.mod.items()}
         own = {m: read(kind="specific", modality=m) for m in having}

@@ -4,15 +4,15 @@ Run it with::
 
     python -m unbraid.benchmark.pairs_images --mnist mnist.npz --seeds 1 --out images.csv
 
-Data are :func:`unbraid.data.datasets.ddmnist`: three modalities that share two digits, of which pairs of training samples
-name the left one; a tenth as many pairs as samples, as in the paper. Columns are those of
+Data are :func:`unbraid.data.datasets.ddmnist`: three modalities that share two digits, of which pairs of training
+samples name the left one; a tenth as many pairs as samples, as in the paper. Columns are those of
 :mod:`unbraid.benchmark.pairs`, classes are read off images by a network like the encoders (``real T``, ``real R``: its
 accuracy on real test images). ``U-FD`` and ``C-FD`` are Fréchet distances of new images, and of images decoded from
 another modality, from the real test images of the modality, by the last hidden layer of that network, mean over
-modalities; the paper's FID is by an Inception network, on another scale. The paper has 60,000 samples of 56 pixels, residual networks and 250 epochs, with latents
-of 32, 32 and 64 dimensions and a beta of 2.5; here images are smaller, encoders two strided convolutions, decoders
-perceptrons, and training is short. The scale of the Laplace likelihood shrinks with the number of pixels, so that
-divergences weigh as in the paper. The data are those of seed 0.
+modalities; the paper's FID is by an Inception network, on another scale. The paper has 60,000 samples of 56 pixels,
+residual networks and 250 epochs, with latents of 32, 32 and 64 dimensions and a beta of 2.5; here images are smaller,
+encoders two strided convolutions, decoders perceptrons, and training is short. The scale of the Laplace likelihood
+shrinks with the number of pixels, so that divergences weigh as in the paper. The data are those of seed 0.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unbraid.model.base._latents import seeded
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -60,9 +62,6 @@ class ClusterMixin:
             if not hasattr(self.module, "cluster_votes"):
                 raise ValueError(f"{type(self).__name__} has one code of the cell, so that modalities cannot `vote`.")
             read = self.module.cluster_votes
-        devices = [self.module.device] if self.module.device.type == "cuda" else []
-        with torch.random.fork_rng(enabled=seed is not None, devices=devices):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed, self.module.device):
             probabilities = torch.cat([read(batch) for batch in self._batches(mdata, indices)])
         return (probabilities.float() if soft else probabilities.argmax(1)).cpu().numpy()

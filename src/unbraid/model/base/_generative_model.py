@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 
 from unbraid._messages import check_option, check_whole, suggest
 from unbraid.data import registry_key
+from unbraid.model.base._latents import seeded
 from unbraid.model.base._split_model import SplitModel
 from unbraid.model.base._traversals import TraversalMixin
 from unbraid.module import MultimodalVAE
@@ -336,10 +337,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         check_whole("n_obs", n_obs, 1)
         given, module = self._validate_anndata(mdata, copy_if_view=False), self.module
         values, codes = {m: [] for m in self.modalities}, {m: [] for m in (None, *self.modalities)}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(enabled=seed is not None, devices=devices):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed, self.device):
             rows = torch.randint(given.n_obs, (n_obs,)).numpy()
             choices = {m: self._batch_choices(m) for m in self.modalities}
             for batch in self._batches(mdata, rows):

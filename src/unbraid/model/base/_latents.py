@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from unbraid.module import Kind, Latents
 
 UNTRAINED = "The model is not trained. Call `model.train()` first."
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from a seed and leave torch's state as it was; None draws from that state."""
+    with torch.random.fork_rng(enabled=seed is not None, devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 class LatentMixin:

@@ -52,6 +52,7 @@ def test_codes_get_what_they_hold(factors):
     assert max(row["rna from Z_s"], row["rna Z_s: prot Z_c"]) < 0.02
     leaking = flagship.data_row({**codes, "rna:Z_s": targets["prot"]}, data, targets)
     assert leaking["rna Z_s: prot Z_c"] == pytest.approx(1, abs=1e-3)
+    assert leaking["rna Z_s: prot Z_c (MLP)"] > 0.5
     assert "top-1" not in row  # nothing retrieves
 
 
@@ -93,3 +94,19 @@ def test_a_table_with_embeddings_of_others(cells_file, tmp_path, capsys):
     with pytest.raises(SystemExit):
         flagship.main([*options, "--methods", "totalVI", "--missing", "0.3"])
     assert "of which none are missing" in capsys.readouterr().err
+
+
+def test_probes_of_few_cells_have_cells_of_their_own(capsys):
+    data = flagship.load_simulation(200, noise=0.1, missing=0.2, seed=0)
+    assert pd.crosstab(data.obs["split"], data.obs["probe"]).stack().to_dict() == {
+        ("test", "none"): 0, ("test", "test"): 2_000, ("test", "train"): 2_000,
+        ("train", "none"): 200, ("train", "test"): 0, ("train", "train"): 0,
+    }  # fmt: skip
+    whole = flagship.load_simulation(4_000, noise=0.1, missing=0.0, seed=0)
+    assert (whole.obs["split"].astype(str) == whole.obs["probe"]).all()
+    flagship.main(["--n-obs", "200", "300", "--missing", "0.2", "--methods", "LinearSplit", "--seeds", "1"])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("| n_obs | method | seeds | Z_c: c |")
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| 200", "| 300"]
+    n = [float(line.split(" | ")[3]) for line in table[2:]]
+    assert 0 < n[0] < n[1] + 0.05

@@ -192,7 +192,7 @@ def load_cells(path: Path, label: str | None, *, rna: str = "rna", prot: str = "
     return mdata
 
 
-def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int) -> SplitModel:
+def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int, batch_size: int | None = None) -> SplitModel:
     """Train a method on the training cells.
 
     Parameters
@@ -207,6 +207,8 @@ def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int) -> SplitM
         Of every stage, about.
     seed
         Of weights and training.
+    batch_size
+        Cells of a step; None for the method's own.
     """
     method = METHODS[name]
     model_class = getattr(models, method.model)
@@ -215,18 +217,18 @@ def fit(mdata: MuData, name: str, *, data: str, steps: int, seed: int) -> SplitM
     inputs = {} if data == "cells" else {"input_transform": "identity"}
     if method.model in ("LinearSplit", "Unbraid"):  # as they are out of the box
         model = model_class(mdata, **inputs, **method.options)
-        model.train(split_key="split", seed=seed, progress_bar=False)
+        model.train(split_key="split", batch_size=batch_size, seed=seed, progress_bar=False)
         return model
-    widths = {"n_shared": N_LATENT[data]}
+    batch_size, widths = batch_size or method.batch_size, {"n_shared": N_LATENT[data]}
     if method.model not in ("CLIP", "CoMM"):
         widths["n_specific"] = N_LATENT[data]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(mdata, **{**NETWORKS, **widths, **inputs, **method.options})
-    per_epoch = max(1, int((mdata.obs["split"] == "train").sum()) // method.batch_size)
+    per_epoch = max(1, int((mdata.obs["split"] == "train").sum()) // batch_size)
     model.train(
         max(1, round(steps / per_epoch)),
-        batch_size=method.batch_size,
+        batch_size=batch_size,
         split_key="split",
         early_stopping=False,
         seed=seed,

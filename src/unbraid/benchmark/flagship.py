@@ -3,17 +3,20 @@
 Run it with::
 
     python -m unbraid.benchmark.flagship --seeds 5 --out nonlinear.csv
+    python -m unbraid.benchmark.flagship --n-obs 500 1000 1500 --methods LinearSplit Unbraid CLIP --out small.csv
+    python -m unbraid.benchmark.flagship --batch-size 512 128 32 --methods Unbraid --out batches.csv
     python -m unbraid.benchmark.flagship --data citeseq.h5mu --label cell_type --seeds 5 --out cells.csv
     python -m unbraid.benchmark.flagship --data citeseq.h5mu --label cell_type --missing 0.33 --out missing.csv
     python -m unbraid.benchmark.flagship --data screen.h5mu --modalities mol atg --group scaffold --out drugs.csv
 
 Networks of the rivals and steps are those of :mod:`unbraid.benchmark.contrastive_table`. Simulation
 (:func:`~unbraid.data.simulate.nonlinear`): data and model share a seed; held-out R2 of a network that reads the true
-shared latent (``c``) and the specific one (``s``) from the codes of the first modality. Data: retrieval among 1,000
+shared latent (``c``) and the specific one (``s``) from the codes of the first modality. With fewer than 4,000 cells all
+are for training, and the network has 2,000 further ones to learn from and 2,000 to be read off. Data: retrieval among 1,000
 test cells (all of a smaller test set) in both directions, mean; share of the variance of a modality's leading 50
 principal components that a ridge regression on its shared code, its specific code and both explains; R2 of the *other*
-modality's shared code from the specific one (leak); and balanced accuracy of the label from the codes. Unbraid and
-LinearSplit retrieve by likelihood ratio, the others by cosine. ``totalVI`` and ``MOFA+`` (CITE-seq without ``--missing``)
+modality's shared code from the specific one (leak); and balanced accuracy of the label from the codes. Each of these also
+by a small network (``MLP``), which sees what is not linear. Unbraid and LinearSplit retrieve by likelihood ratio, the others by cosine. ``totalVI`` and ``MOFA+`` (CITE-seq without ``--missing``)
 have one code of both modalities, which stands for either's shared one, and retrieve nothing; MOFA+ is given all cells.
 """
 
@@ -32,8 +35,10 @@ import torch
 from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
-from sklearn.neural_network import MLPRegressor
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 
 from unbraid._messages import suggest
 from unbraid.benchmark._embeddings import mofa_codes, totalvi_codes
@@ -55,6 +60,8 @@ DEFAULT_METHODS = [
     "IndiSeek residual",
 ]  # fmt: skip
 MAX_TARGETS = 1_000
+FEW_CELLS = 4_000  # of the simulation; from fewer probes learn little
+NETWORK = {"hidden_layer_sizes": (64, 64), "early_stopping": True, "max_iter": 100, "random_state": 0}  # of probes
 N_JOINT = 32  # dimensions of totalVI and MOFA+, as many as the rivals' two codes of a modality
 
 # codes of the cells by methods of other packages: data, steps, seed
@@ -77,21 +84,50 @@ def true_r2(z: np.ndarray, y: np.ndarray, train: np.ndarray) -> float:
         Which rows the network learns from.
     """
     z = StandardScaler().fit(z[train]).transform(z)
-    network = MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=100, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return float(network.fit(z[train], y[train]).score(z[~train], y[~train]))
+        return float(MLPRegressor(**NETWORK).fit(z[train], y[train]).score(z[~train], y[~train]))
+
+
+def load_simulation(n_obs: int, *, noise: float, missing: float, seed: int) -> MuData:
+    """Non-linear mixtures with ``obs["split"]`` for models and ``obs["probe"]`` for what reads their codes.
+
+    Parameters
+    ----------
+    n_obs
+        Cells, a fifth for testing; if fewer than 4,000, all are for training, and 4,000 more are for the probes.
+    noise, missing, seed
+        Of :func:`~unbraid.data.simulate.nonlinear`.
+    """
+    n_more = FEW_CELLS if n_obs < FEW_CELLS else 0
+    mdata = simulate.nonlinear(n_obs + n_more, noise=noise, missing=missing, seed=seed)
+    mdata.obs["probe"] = mdata.obs["split"].astype(str)
+    if n_more:
+        number = np.arange(mdata.n_obs) - n_obs
+        mdata.obs["split"] = pd.Categorical(np.where(number < 0, "train", "test"))
+        mdata.obs["probe"] = np.where(number < 0, "none", np.where(number < n_more // 2, "train", "test"))
+    return mdata
 
 
 def simulation_row(model: SplitModel, mdata: MuData) -> dict[str, float]:
-    """What the codes of the first modality hold of the true latents."""
-    codes, train = codes_of(model, mdata), (mdata.obs["split"] == "train").to_numpy()
-    first = next(iter(mdata.mod))
-    truth = {"c": mdata.obsm["true_shared"], "s": mdata[first].obsm["true_specific"]}
+    """What the codes of the first modality hold of the true latents, on the cells that have it.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    mdata
+        Its data; probes learn from the cells with ``obs["probe"] == "train"`` and are read off the ``"test"`` ones.
+    """
+    codes, first = codes_of(model, mdata), next(iter(mdata.mod))
+    cells = mdata.obs_names.get_indexer(mdata[first].obs_names)
+    part = mdata.obs["probe"].to_numpy()[cells]
+    judged, train = part != "none", part == "train"
+    truth = {"c": mdata.obsm["true_shared"][cells], "s": mdata[first].obsm["true_specific"]}
     row = {}
     for key in ("Z_c", "Z_s"):
         if (z := codes.get(f"{first}:{key}")) is not None:
-            row |= {f"{key}: {name}": true_r2(z, y, train) for name, y in truth.items()}
+            row |= {f"{key}: {name}": true_r2(z[judged], y[judged], train[judged]) for name, y in truth.items()}
             row[f"{key} dimensions"] = z.shape[1]
     return row
 
@@ -135,11 +171,15 @@ def data_row(
         both = {"Z_c": whole[a, "Z_c"]}
         if (a, "Z_s") in whole:
             both |= {"Z_s": whole[a, "Z_s"], "both": np.hstack([whole[a, "Z_c"], whole[a, "Z_s"]])}
-            row[f"{a} Z_s: {b} Z_c"] = _ridge_r2(both["Z_s"], whole[b, "Z_c"], train, test)
-        row |= {f"{a} from {name}": _ridge_r2(z, targets[a], train, test) for name, z in both.items()}
+            row |= _explained(f"{a} Z_s: {b} Z_c", both["Z_s"], whole[b, "Z_c"], train, test)
+        for name, z in both.items():
+            row |= _explained(f"{a} from {name}", z, targets[a], train, test)
     if "label" in mdata.obs:
         complete = mdata[np.flatnonzero(paired)].copy()
-        row |= probe_row({key: _rows_of(mdata, key, z, paired) for key, z in codes.items()}, complete, "cells")
+        known = {key: _rows_of(mdata, key, z, paired) for key, z in codes.items()}
+        row |= probe_row(known, complete, "cells")
+        judged = {"Z_c": known["Z_c"]} | {f"Z_s {a}": known[f"{a}:Z_s"] for a in (m, n) if f"{a}:Z_s" in known}
+        row |= {f"label in {code} (MLP)": _network_accuracy(z, complete.obs) for code, z in judged.items()}
     return row
 
 
@@ -164,11 +204,29 @@ def _retrieved(model: SplitModel, mdata: MuData, whole: dict, chosen: np.ndarray
     return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
 
 
-def _ridge_r2(z: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    """Share of the variance of test cells, all columns together, that a ridge regression explains."""
+def _explained(name: str, z: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """Share of the variance of test cells, all columns together, that a ridge regression and a network explain."""
+    z, scale = StandardScaler().fit(z[train]).transform(z), y[train].std()
+    total, found = ((y[test] - y[train].mean(axis=0)) ** 2).sum(), {}
+    for label, regression in {name: Ridge(1.0), f"{name} (MLP)": MLPRegressor(**NETWORK)}.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            predicted = regression.fit(z[train], y[train] / scale).predict(z[test]) * scale
+        found[label] = float(1 - ((y[test] - predicted.reshape(y[test].shape)) ** 2).sum() / total)
+    return found
+
+
+def _network_accuracy(z: np.ndarray, obs: pd.DataFrame) -> float:
+    """Balanced accuracy of the label on test cells by a network in which all classes weigh alike."""
+    label, known = obs["label"].astype("object"), obs["label"].notna()
+    train, test = (known & (obs["split"] == part) for part in ("train", "test"))
     z = StandardScaler().fit(z[train]).transform(z)
-    error = y[test] - Ridge(1.0).fit(z[train], y[train]).predict(z[test])
-    return float(1 - (error**2).sum() / ((y[test] - y[train].mean(axis=0)) ** 2).sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = MLPClassifier(**NETWORK).fit(
+            z[train], label[train], sample_weight=compute_sample_weight("balanced", label[train])
+        )
+        return float(balanced_accuracy_score(label[test], network.predict(z[test])))
 
 
 def load_screen(path: Path, modalities: Sequence[str], group: str | None) -> MuData:
@@ -266,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--missing", type=float, default=0.0, help="share of cells without the second modality")
     parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=[*METHODS, *JOINT])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--n-obs", type=int, default=8_000, help="of the simulation")
+    parser.add_argument("--n-obs", type=int, nargs="+", default=[8_000], help="of the simulation")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[None], help="cells of a step of every method")
     parser.add_argument("--noise", type=float, default=0.1, help="of the simulation")
     parser.add_argument("--steps", type=int, default=1_000, help="of every stage of the rivals, about")
     parser.add_argument("--out", type=Path, help="CSV of all rows")
@@ -278,9 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (kind != "cells" or arguments.missing) and not set(JOINT).isdisjoint(arguments.methods):
         parser.error(f"{' and '.join(JOINT)} are for CITE-seq counts of which none are missing.")
 
-    def load(seed: int) -> MuData:
+    def load(seed: int, n_obs: int | None) -> MuData:
         if kind == "simulation":
-            return simulate.nonlinear(arguments.n_obs, noise=arguments.noise, missing=arguments.missing, seed=seed)
+            return load_simulation(n_obs, noise=arguments.noise, missing=arguments.missing, seed=seed)
         if kind == "cells":
             mdata = load_cells(arguments.data, arguments.label)
         else:
@@ -288,12 +347,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return without(mdata, list(mdata.mod)[1], arguments.missing, seed) if arguments.missing else mdata
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        mdata = load(row["seed"])
+        mdata = load(row["seed"], row.get("n_obs"))
         start, name, model, codes = time.process_time(), row["method"], None, None
         if name in JOINT:
             codes = JOINT[name](mdata, arguments.steps, row["seed"])
         else:  # the input transforms of the simulation, and the widths of its codes
-            model = fit(mdata, name, data="cells", steps=arguments.steps, seed=row["seed"])
+            options = {"steps": arguments.steps, "seed": row["seed"], "batch_size": row["batch_size"]}
+            model = fit(mdata, name, data="cells", **options)
         seconds = time.process_time() - start
         if kind == "simulation":
             found = simulation_row(model, mdata)
@@ -307,10 +367,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = kind if arguments.data is None else arguments.data.stem
     fixed = {"data": source, "missing": arguments.missing, "steps": arguments.steps}
     if kind == "simulation":
-        fixed |= {"n_obs": arguments.n_obs, "noise": arguments.noise}
-    asked = [{**fixed, "method": name, "seed": s} for s in range(arguments.seeds) for name in arguments.methods]
+        fixed["noise"] = arguments.noise
+    sizes = [{"n_obs": n} for n in arguments.n_obs] if kind == "simulation" else [{}]
+    asked = [
+        {**fixed, **size, "batch_size": batch_size, "method": name, "seed": seed}
+        for size in sizes
+        for batch_size in arguments.batch_size
+        for seed in range(arguments.seeds)
+        for name in arguments.methods
+    ]
     table = run_missing(asked, run, arguments.out)
-    print(to_markdown(mean_and_deviation(table.drop(columns=[*fixed, "chosen"], errors="ignore"), ["method"])))
+    by = [c for c in ("n_obs", "batch_size") if c in table and table[c].nunique() > 1] + ["method"]
+    left_out = [c for c in [*fixed, "n_obs", "batch_size", "chosen"] if c not in by]
+    print(to_markdown(mean_and_deviation(table.drop(columns=left_out, errors="ignore"), by)))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mudata
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 from torch.nn.functional import normalize
 
 import unbraid as ub
@@ -23,6 +25,24 @@ def read(z: np.ndarray, mdata, label: str) -> float:
 
 def batch_of(model, n: int = 32) -> dict:
     return model.adata_manager.create_torch_dataset()[np.arange(n)]
+
+
+@pytest.mark.parametrize("name", ["LinearSplit", "Unbraid"])
+def test_an_overfitted_dimension_does_not_hide_those_behind_it(name):
+    n, rng = 300, np.random.default_rng(2)
+    truth = rng.normal(size=(n, 8))
+    noisy = lambda: (0.16 * truth @ rng.normal(size=(8, 120)) + 2 * rng.normal(size=(n, 120))).astype(np.float32)
+    mdata = mudata.MuData({m: AnnData(noisy()) for m in ("a", "b")})
+    model_class = getattr(ub.model, name)
+    model_class.setup_mudata(mdata)
+    model = model_class(mdata)
+    model.train(seed=0, **({"max_epochs": 0} if name == "Unbraid" else {}))
+    found = model.history["linear/correlation"]["correlation"].to_numpy()
+    shared = found > float(model.history["linear/threshold"].iloc[0, 0])
+    assert 3 <= shared.sum() < shared.nonzero()[0].max() + 1  # one in between is not
+    assert model.get_latent_representation().shape == (n, shared.sum())
+    kept = model.module.correlations.value if name == "LinearSplit" else model.module.candidate.kept_correlation
+    np.testing.assert_allclose(kept, found[shared], rtol=1e-6)
 
 
 def test_linear_split_separates_the_official_simulation(simulated):

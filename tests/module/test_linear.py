@@ -13,7 +13,6 @@ from unbraid.module._linear import (
     common_rows,
     generalized_cca,
     principal_components,
-    select_canonical,
     unit_columns,
 )
 
@@ -82,26 +81,6 @@ def test_common_rows_match_cells_by_number():
     i, j = common_rows(np.array([0, 2, 5, 7]), np.array([2, 3, 7]), 9)
     assert i.tolist() == [1, 3]
     assert j.tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("truth", [0, 1, 3])
-def test_rank_is_the_number_of_shared_dimensions(truth):
-    rho = [0.9, 0.7, 0.5][:truth]
-    data = two_views(1_500, rho, seed=truth) if truth else two_views(1_500, [0.0], seed=5)
-    chosen = select_canonical(data, everyone(data), np.zeros(1_500, dtype=int), 8, seed=0)
-    assert chosen.rank == truth
-    np.testing.assert_allclose(chosen.correlations[:truth], rho, atol=0.08)
-
-
-def test_repairing_within_batches_does_not_call_batch_shared():
-    rng = np.random.default_rng(0)
-    batch = rng.integers(2, size=1_000)
-    data = {m: rng.normal(size=(1_000, 5)) + 3.0 * batch[:, None] for m in "ab"}
-    data = {m: x - x.mean(axis=0) for m, x in data.items()}
-    blind = select_canonical(data, everyone(data), np.zeros(1_000, dtype=int), 5, seed=0)
-    aware = select_canonical(data, everyone(data), batch, 5, seed=0)
-    assert blind.rank == 1
-    assert aware.rank == 0
 
 
 def test_streamed_principal_components_equal_those_in_memory():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from lightning.pytorch import Trainer
 
+from unbraid._messages import check_whole
 from unbraid.data import split_indices
 from unbraid.model.base import SplitModel
 from unbraid.model.base._ratio_retrieval import RatioRetrievalMixin
@@ -17,7 +18,7 @@ from unbraid.train import fit_linear
 if TYPE_CHECKING:
     from mudata import MuData
 
-    from unbraid.module._linear import CanonicalSelection
+    from unbraid.module._canonical_selection import CanonicalSelection
     from unbraid.nn import InputTransform
 
 
@@ -26,9 +27,9 @@ class LinearSplit(RatioRetrievalMixin, SplitModel):
 
     **Shared.** Every modality is reduced to principal components and whitened with a ridge; the shared
     codes :math:`z_m = A_m^\top x_m` are the variates of regularised CCA (two modalities) or MAX-VAR
-    generalised CCA (more), with unit variance. Ridge and rank are chosen on held-out cells: a
+    generalised CCA (more), with unit variance. Ridge and dimensions are chosen by cross-validation: a
     dimension is shared if its held-out correlation exceeds what the best of all dimensions reaches
-    after random re-pairing of cells, in 95 of 100 re-pairings.
+    when cells are re-paired at random and all is fitted anew, in 95 of 100 re-pairings.
 
     **Specific.** :math:`s_m = P_m^\top (x_m - B_m z_m)`, the principal components of what a linear
     regression on the modality's own shared code does not explain.
@@ -99,7 +100,7 @@ class LinearSplit(RatioRetrievalMixin, SplitModel):
         train_size: float | None = 1.0,
         validation_size: float | None = None,
         seed: int | None = None,
-        n_permutations: int = 100,
+        n_permutations: int = 20,
         **options: Any,
     ) -> None:
         """Fit in closed form.
@@ -115,7 +116,7 @@ class LinearSplit(RatioRetrievalMixin, SplitModel):
         seed
             Seed of folds, re-pairings and the randomised principal components.
         n_permutations
-            Random re-pairings.
+            Random re-pairings, at least 2. Of these the 95 % quantile of a Gumbel distribution is estimated.
         **options
             Options of gradient training; without effect.
 
@@ -124,8 +125,9 @@ class LinearSplit(RatioRetrievalMixin, SplitModel):
         TypeError
             If an option is none of gradient training.
         ValueError
-            If fewer than 10 training cells have two modalities.
+            If fewer than 10 training cells have two modalities, or there are fewer than 2 re-pairings.
         """
+        check_whole("n_permutations", n_permutations, 2)
         known = {*signature(SplitModel.train).parameters, *signature(Trainer).parameters}
         if unknown := sorted(set(options) - known):
             raise TypeError(f"LinearSplit.train() got an unexpected option {unknown[0]!r}.")

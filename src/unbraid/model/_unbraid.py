@@ -172,7 +172,6 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
                 n_specific=1,
                 n_components=self.n_components,
                 ridge=self.ridge,
-                n_permutations=100,
                 seed=seed,
                 name=type(self).__name__,
             )

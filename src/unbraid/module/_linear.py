@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from scvi.module.base import LossOutput
-
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0)
 
 
 class LinearMap(nn.Module):
@@ -271,132 +268,6 @@ def unit_columns(x: np.ndarray) -> np.ndarray:
     x = x - x.mean(axis=0)
     length = np.sqrt((x**2).sum(axis=0))
     return x / np.where(length > 1e-12, length, np.inf)
-
-
-@dataclass(frozen=True)
-class CanonicalSelection:
-    """Result of :func:`select_canonical`.
-
-    Attributes
-    ----------
-    ridge
-        Chosen ridge.
-    correlations
-        Held-out correlation of every dimension, mean over folds and pairs of modalities.
-    threshold
-        95 % quantile of the largest such correlation after random re-pairing.
-    """
-
-    ridge: float
-    correlations: np.ndarray
-    threshold: float
-
-    @property
-    def rank(self) -> int:
-        """Leading dimensions above the threshold."""
-        below = np.flatnonzero(self.correlations <= self.threshold)
-        return int(below[0]) if len(below) else len(self.correlations)
-
-
-def select_canonical(
-    data: dict[str, np.ndarray],
-    rows: dict[str, np.ndarray],
-    batch: np.ndarray,
-    n_dims: int,
-    *,
-    ridges: Sequence[float] = RIDGES,
-    n_folds: int = 5,
-    n_permutations: int = 100,
-    max_obs: int = 20_000,
-    groups: np.ndarray | None = None,
-    seed: int = 0,
-) -> CanonicalSelection:
-    r"""Choose the ridge and the rank on held-out cells.
-
-    The ridge maximises the held-out Gaussian information :math:`-\frac12 \sum_j \log(1 - \rho_j^2)` over
-    dimensions above chance. A dimension counts as shared if its held-out correlation exceeds what
-    the best of all dimensions reaches when held-out cells are re-paired at random (within batches).
-
-    Parameters
-    ----------
-    data, rows
-        As in :func:`generalized_cca`.
-    batch
-        Batch of every cell, ``(n_obs,)``.
-    n_dims
-        Dimensions to look at.
-    ridges
-        Candidates.
-    n_folds
-        Folds of cells; each is held out once.
-    n_permutations
-        Random re-pairings.
-    max_obs
-        Cells to look at; more do not change the choice.
-    groups
-        Of which group every cell is a replicate, ``(n_obs,)``. Folds are then of groups, and of the held-out replicates
-        in a batch one is looked at: more of them would pass for more independent cells.
-    seed
-        Seed of folds and re-pairings.
-    """
-    n_obs, rng = len(batch), np.random.default_rng(seed)
-    unit = np.arange(n_obs) if groups is None else np.unique(groups, return_inverse=True)[1]
-    n_units = unit.max(initial=-1) + 1
-    fold = rng.permutation(n_units)[unit]
-    fold = np.where(fold < max_obs * n_units / n_obs, fold % n_folds, -1)  # -1: not looked at
-    chosen = {m: fold[r] >= 0 for m, r in rows.items()}
-    data, rows = {m: x[chosen[m]] for m, x in data.items()}, {m: r[chosen[m]] for m, r in rows.items()}
-    split = lambda k, part: {m: (fold[r] == k) == part for m, r in rows.items()}
-
-    def held_out(ridge: float) -> list[dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-        """Per fold and pair of modalities: unit variates of the held-out cells with both, and their batch."""
-        folds = []
-        for k in range(n_folds):
-            train, test = split(k, False), split(k, True)
-            fit = generalized_cca(
-                {m: x[train[m]] for m, x in data.items()},
-                {m: r[train[m]] for m, r in rows.items()},
-                n_obs,
-                ridge,
-                n_dims,
-            )
-            variates = {m: x[test[m]] @ fit[m] for m, x in data.items()}
-            cells = {m: r[test[m]] for m, r in rows.items()}
-            pairs = {}
-            for m, n in combinations(data, 2):
-                i, j = common_rows(cells[m], cells[n], n_obs)
-                if groups is not None:
-                    kept = one_of_each(groups[cells[m][i]], batch[cells[m][i]])
-                    i, j = i[kept], j[kept]
-                if len(i) > 2:
-                    pairs[m, n] = (unit_columns(variates[m][i]), unit_columns(variates[n][j]), batch[cells[m][i]])
-            folds.append(pairs)
-        return folds
-
-    def mean_correlation(folds, repair: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-        values = [
-            np.einsum("ij,ij->j", a, b if repair is None else b[repair(g)])
-            for pairs in folds
-            for a, b, g in pairs.values()
-        ]
-        return np.mean(values, axis=0) if values else np.zeros(n_dims)
-
-    def information(folds) -> float:
-        rho = mean_correlation(folds)
-        n_test = sum(len(g) for pairs in folds for _, _, g in pairs.values())
-        chance = np.sqrt(2 * np.log(max(n_dims, 2)) / max(n_test, 1))
-        return float(-0.5 * np.log1p(-(np.minimum(rho[rho > chance], 1 - 1e-9) ** 2)).sum())
-
-    def repair(groups: np.ndarray) -> np.ndarray:
-        order = rng.permutation(len(groups))
-        result = np.empty(len(groups), dtype=int)
-        result[np.argsort(groups, kind="stable")] = order[np.argsort(groups[order], kind="stable")]
-        return result
-
-    best = max(ridges, key=lambda ridge: information(held_out(ridge))) if len(ridges) > 1 else ridges[0]
-    folds = held_out(best)
-    null = [mean_correlation(folds, repair).max(initial=0.0) for _ in range(n_permutations)]
-    return CanonicalSelection(best, mean_correlation(folds), float(np.quantile(null, 0.95)))
 
 
 def one_of_each(groups: np.ndarray, batch: np.ndarray | None = None) -> np.ndarray:

@@ -178,7 +178,6 @@ class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
         """
         self.seed.fill_(seed)
         sizes = {m: x.shape[1] for m, x in fit.components.items()}
-        rank = self.maps[self.modalities[0]].shared.shape[1]
         inside = {m: np.isin(rows, train) for m, rows in fit.rows.items()}
         self.few.fill_(max(int(chosen.sum()) for chosen in inside.values()) < FEW_CELLS)
         selection = fit.selection
@@ -189,7 +188,7 @@ class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
             *shape,
         )
         self._whole_maps = generalized_cca(fit.components, fit.rows, *shape)
-        n_codes = {"linear": len(selection.correlations)} | dict.fromkeys(CANDIDATES[1:], _n_codes(rank))
+        n_codes = {"linear": len(selection.correlations)} | dict.fromkeys(CANDIDATES[1:], _n_codes(int(fit.kept.sum())))
         self._build_candidates(sizes, n_codes)
         for m, x in fit.components.items():
             variance, vectors = torch.linalg.eigh(torch.as_tensor(x.T @ x / len(x)))
@@ -197,7 +196,7 @@ class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
             whitener = (vectors / (variance.clamp(min=0) + selection.ridge * mean).sqrt()).float()
             columns = torch.as_tensor(canonical[m], dtype=torch.float32)
             for name in CANDIDATES:
-                start = columns if name == "linear" else columns[:, :rank]
+                start = columns if name == "linear" else columns[:, torch.as_tensor(fit.kept)]
                 getattr(self, name).encoders[m].start(start, whitener, float(mean.sqrt()))
         correlations = torch.as_tensor(selection.correlations).clamp(0, 1).float()
         self.linear.head.correlation.copy_(correlations)
@@ -205,7 +204,7 @@ class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
         self.linear.threshold.fill_(selection.threshold)
         pairs = [len(common_rows(a, b, len(fit.batch))[0]) for a, b in combinations(fit.rows.values(), 2)]
         self.linear.n_cells.fill_(sum(pairs) / len(pairs))  # cross-validation holds every cell out once
-        self.linear.kept[:rank] = True
+        self.linear.kept.copy_(torch.as_tensor(fit.kept))
         self.chosen.zero_()
 
     def validate_stage(self, stage: str, train: Iterable[dict], validation: Iterable[dict]) -> dict[str, float]:

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 
 from unbraid.data import BlockSampler, block_loader
-from unbraid.module._linear import (
-    RIDGES,
-    CanonicalSelection,
-    batch_means,
-    generalized_cca,
-    principal_components,
-    select_canonical,
-)
+from unbraid.module._canonical_selection import RIDGES, CanonicalSelection, select_canonical
+from unbraid.module._linear import batch_means, generalized_cca, principal_components
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +31,8 @@ class LinearFit:
     ----------
     selection
         Ridge, held-out correlations and what re-pairing reaches.
+    kept
+        Which dimensions the shared code has, bool ``(n_dims,)``.
     rows
         Per modality, numbers of the training cells that have it.
     components
@@ -46,6 +42,7 @@ class LinearFit:
     """
 
     selection: CanonicalSelection
+    kept: np.ndarray
     rows: dict[str, np.ndarray]
     components: dict[str, np.ndarray]
     batch: np.ndarray
@@ -60,9 +57,9 @@ def fit_linear(
     n_specific: int | None,
     n_components: int,
     ridge: float | None,
-    n_permutations: int,
     seed: int,
     name: str,
+    n_permutations: int = 20,
 ) -> LinearFit:
     """Fit the maps and correlations of a linear module to the training cells.
 
@@ -76,12 +73,12 @@ def fit_linear(
         Numbers of the training cells, increasing.
     n_shared, n_specific, n_components, ridge
         As in :class:`~unbraid.model.LinearSplit`.
-    n_permutations
-        Random re-pairings.
     seed
         Of folds, re-pairings and randomised components.
     name
         Of the model, for messages.
+    n_permutations
+        Random re-pairings, at least 2.
 
     Raises
     ------
@@ -99,21 +96,23 @@ def fit_linear(
     ridges = RIDGES if ridge is None else (ridge,)
     options = {"n_permutations": n_permutations, "groups": dataset.groups, "seed": seed}
     selection = select_canonical(reduced, rows, batch, n_dims, ridges=ridges, **options)
-    rank = n_dims if n_shared else max(selection.rank, 1)
-    if selection.rank == 0:
+    kept = np.ones(n_dims, dtype=bool) if n_shared else selection.shared
+    if not selection.shared.any():
         warnings.warn(
             "No dimension is shared beyond chance: held-out correlations do not exceed those of randomly "
             "re-paired cells. Do cell names match between modalities?",
             UserWarning,
             stacklevel=3,
         )
-    maps = generalized_cca(reduced, rows, dataset.n_obs, selection.ridge, rank)
+        kept = kept | (np.arange(n_dims) == 0)  # a code of no dimension is none
+    maps = generalized_cca(reduced, rows, dataset.n_obs, selection.ridge, n_dims)
     for m, x in reduced.items():
-        explained, specific = components_of_the_rest(x, x @ maps[m], n_specific)
-        module.maps[m].set(shared=maps[m], explained=explained, specific=specific)
-    correlations = np.clip(selection.correlations[:rank], 1e-3, 1.0)
+        shared = maps[m][:, kept]
+        explained, specific = components_of_the_rest(x, x @ shared, n_specific)
+        module.maps[m].set(shared=shared, explained=explained, specific=specific)
+    correlations = np.clip(selection.correlations[kept], 1e-3, 1.0)
     module.correlations.value = torch.as_tensor(correlations, dtype=torch.float32)
-    return LinearFit(selection, rows, reduced, batch)
+    return LinearFit(selection, kept, rows, reduced, batch)
 
 
 def components_of_the_rest(

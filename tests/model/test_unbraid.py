@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -768,3 +770,14 @@ def test_cells_held_out_of_the_training_ones_still_count_in_a_linear_choice():
     found, expected = model.get_latent_representation(), linear.get_latent_representation()
     assert model.report().chosen == "linear"
     np.testing.assert_allclose(found * np.sign((found * expected).sum(axis=0)), expected, atol=1e-4)
+
+
+def test_small_batches_are_warned_of(make_mdata):
+    few = {"max_epochs": 0, "train_size": 1.0, **QUIET}
+    model = trained(make_mdata(150), epochs=0)
+    with pytest.warns(UserWarning, match="for which 64 cells are few"):
+        model.train(batch_size=64, **few)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Unbraid learns from correlations")
+        model.train(batch_size=128, **few)
+        trained(make_mdata(100), epochs=0, training={"batch_size": 100, "train_size": 1.0})  # there are no more

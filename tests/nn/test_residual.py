@@ -64,7 +64,9 @@ def fitted():
         new = dependent_data(2000)
         regression = fit(CrossFittedResidual(2, 4, n_hidden=64), x, c, steps=400, batch_size=200, lr=8e-3)
         seen = regression(x, c, torch.arange(4000))
-        return {"seen": (c, noise, x, seen), "new": (*new, regression(new[2], new[0]))}
+        found = {"seen": (c, noise, x, seen), "new": (*new, regression(new[2], new[0]))}
+        regression.earn(x, c, torch.arange(4000))
+        return found | {"earned": regression.earned.tolist()}
 
 
 @pytest.mark.parametrize("cells", ["seen", "new"])
@@ -79,6 +81,38 @@ def test_residual_is_the_noise(fitted, cells, feature, before, mean_scale):
     # unbiased squared distance correlation with the code: 0 if independent
     assert corrected_distance_correlation(x[:, column], c) > before
     assert abs(corrected_distance_correlation(residual[:, column], c)) < 0.015
+
+
+def test_what_depends_on_the_code_earns_its_regression(fitted):
+    mean, scale = fitted["earned"]
+    assert mean == [0, 1, 1, 1]
+    assert scale[0] == 1
+    assert scale[3] == 0  # the third varies with the code by what is left of a sine
+
+
+def test_what_does_not_depend_on_the_code_stays_as_it_is():
+    x, c, index = 2 + 3 * torch.randn(300, 6), torch.randn(300, 4), torch.arange(300)
+    regression = fit(CrossFittedResidual(4, 6, n_hidden=32), x, c, steps=200)
+    before = regression(x, c)
+    regression.earn(x, c, index)
+    assert regression.earned.sum() <= 1
+    constant = regression.earned.sum(dim=0) == 0
+    expected = (x - regression.data_scale.center)[:, constant]
+    torch.testing.assert_close(regression(x, c)[:, constant], expected)
+    torch.testing.assert_close(regression(x, c, index)[:, constant], expected)
+    torch.testing.assert_close(regression.restore(regression(x, c), c), x)
+    assert (before - regression(x, c))[:, constant].abs().mean() > 0.1
+
+
+def test_copies_of_a_cell_earn_nothing():
+    x, c = torch.randn(40, 5), torch.randn(40, 3)
+    regression = randomized(3, 5)
+    regression.earn(x, c, torch.arange(40))
+    once = regression.earned.clone()
+    regression.earn(x.repeat(25, 1), c.repeat(25, 1), torch.arange(40).repeat(25))
+    assert torch.equal(regression.earned, once)
+    regression.earn(x[:0], c[:0], torch.arange(0))
+    assert not regression.earned.any()
 
 
 def test_cross_fitting_does_not_shrink_the_residual():

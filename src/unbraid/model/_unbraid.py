@@ -53,7 +53,8 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
     :math:`\sqrt\rho \sum_{m \in S} z_m / (1 + (|S| - 1) \rho)`; never the codes side by side, whose difference leaks.
 
     **Specific.** What a linear and a cross-fitted nonlinear regression on the shared code leave of the modality,
-    :math:`r_m` (:class:`~unbraid.nn.CrossFittedResidual`, mean and scale), is encoded,
+    :math:`r_m` (:class:`~unbraid.nn.CrossFittedResidual`, mean and scale, of each component where cells that the
+    regression has not learned from are surely predicted better by it), is encoded,
     :math:`s_m = P_m^\top r_m + h_m(r_m, c_m)`, and decoded again, with a penalty on what :math:`s_m` tells of the shared
     code :math:`c_m`: an adversary that predicts :math:`c_m`, and a light HSIC. The axes :math:`P_m` are the few above
     Kaiser's rule, unless more of them leak no more. Of every modality the epoch is taken at which held-out cells lose
@@ -99,6 +100,9 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
     are taken (at most 2,000), which the linear split itself may still learn from; if these are too few as well, the
     shared code stays linear.
 
+    Leave ``batch_size`` at 512. Correlations of k dimensions take several times k cells, and from batches of 64 and less codes
+    leak more and specific ones hold less; a smaller batch saves no memory, as only components are read.
+
     References
     ----------
     .. [1] Chapman, Wells and Lawry Aguila. Unconstrained stochastic CCA: unifying multiview and self-supervised
@@ -114,6 +118,8 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
     >>> print(model.report())
     >>> model.write_latent()
     """
+
+    _least_batch_size = 128
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # cells, about, that say after every epoch what a specific code loses and leaks
 LEAST_LEAK_OBS, MAX_LEAK_OBS = 20, 1_000
+MAX_EARNING_OBS = 20_000  # cells that say which features a regression predicts
 
 
 class SpecificStage:
@@ -82,21 +83,22 @@ class SpecificStage:
         """Axes of the cross-fitted residuals of all training cells, which are then kept at hand."""
         found, index, units = {m: [] for m in self.modalities}, [], []
         masks = {m: [] for m in self.modalities}
-        square, count = dict.fromkeys(self.modalities, 0.0), dict.fromkeys(self.modalities, 0)
         for batch in batches:
             index.append(batch["index"])
             units.append(self.units(batch))
-            components = self.components(batch)
-            for m, pair in self._residuals(batch, self.units(batch)).items():
+            for m, pair in self._present(batch).items():
                 found[m].append(pair)
                 masks[m].append(batch["mask"][m])
-                square[m] += float(components[m].square().sum())
-                count[m] += pair[0].numel()
         axes, scales, codes = {}, {}, {}
         for m, pairs in found.items():
-            r, c = (torch.cat(part) for part in zip(*pairs, strict=True))
-            mask, variance = torch.cat(masks[m]), square[m] / max(count[m], 1)
-            apart = one_of_each(torch.cat(units)[mask].cpu().numpy())
+            x, c = (torch.cat(part) for part in zip(*pairs, strict=True))
+            mask, variance = torch.cat(masks[m]), float(x.square().mean()) if len(x) else 0.0
+            unit = torch.cat(units)[mask]
+            few = slice(MAX_EARNING_OBS)
+            self.residuals[m].earn(self._linear_residual(m, x[few], c[few]), c[few], unit[few])
+            parts = zip(*(values.split(MAX_EARNING_OBS) for values in (x, c, unit)), strict=True)
+            r = torch.cat([self.residual(m, *part) for part in parts])
+            apart = one_of_each(unit.cpu().numpy())
             chosen = residual_axes(
                 r.cpu().double().numpy(), c.cpu().double().numpy(), variance, self.n_axes, independent=apart
             )

@@ -34,7 +34,7 @@ class CrossFittedResidual(nn.Module):
     so that it cannot excuse a bad mean.
 
     Condition and data are standardised by running means and variances, which :meth:`loss` keeps up to date, so
-    neither needs a particular scale.
+    neither needs a particular scale. Once the regressors have learned, :meth:`earn` drops those that do not predict.
 
     Parameters
     ----------
@@ -88,6 +88,8 @@ class CrossFittedResidual(nn.Module):
         self.mean = _Regressors(n_folds, n_condition, n_features, **sizes)
         self.log_scale = _Regressors(n_folds, n_condition, n_features, **sizes) if scale else None
         self.register_buffer("unexplained", torch.ones(n_features))  # share of the variance
+        # whether a feature's mean and scale are those of the networks, or constant; see `earn`
+        self.register_buffer("earned", torch.ones(2, n_features))
         self.register_buffer("mean_log_scale", torch.zeros(n_folds, 1, n_features))
 
     def fold_of(self, index: Tensor) -> Tensor:
@@ -148,6 +150,36 @@ class CrossFittedResidual(nn.Module):
             losses = losses + log_scale + residual.square() * torch.exp(-2 * log_scale) / 2
         return (losses * learns.unsqueeze(2)).sum() / count
 
+    @torch.no_grad()
+    def earn(self, x: Tensor, c: Tensor, index: Tensor) -> None:
+        r"""Keep the regression of those features that it predicts better than a constant, out of fold.
+
+        With few cells a network's mean is mostly error, and a scale of its own bends what is left for nothing. A
+        feature keeps its mean if this lowers the squared error of cells that the regressor has not learned from by
+        more than two standard errors of the difference; and its scale likewise if this lowers
+        :math:`\log s + r^2 / (2 s^2)`. Otherwise they are constant from then on.
+
+        Parameters
+        ----------
+        x, c
+            Data ``(n, n_features)`` and code ``(n, n_condition)`` of the cells that :meth:`loss` has seen.
+        index
+            Their numbers, shape ``(n,)``, integers; cells of one number count as one.
+        """
+        condition, target, fold = self.condition_scale(c), self.data_scale(x), self.fold_of(index)
+        unit = torch.unique(index, return_inverse=True)[1]
+        mean = _own(self.mean(condition), fold)
+        self.earned[0] = _surely_positive(target.square() - (target - mean).square(), unit)
+        residual = target - mean * self.earned[0]
+        if self.log_scale is not None:
+            log_scale = _own(_bounded(self.log_scale(condition)), fold)
+            likelihood = lambda s: s + (residual * (-s).exp()).square() / 2
+            # each with the best common factor of all cells
+            level = lambda s: s + (residual * (-s).exp()).square().mean(dim=0).clamp(min=1e-12).log() / 2
+            gain = likelihood(level(torch.zeros_like(log_scale))) - likelihood(level(log_scale))
+            self.earned[1] = _surely_positive(gain, unit)
+        self.unexplained.copy_(residual.square().mean(dim=0) / target.square().mean(dim=0).clamp(min=1e-12))
+
     def forward(self, x: Tensor, c: Tensor, index: Tensor | None = None) -> Tensor:
         """Residual of every cell.
 
@@ -198,8 +230,9 @@ class CrossFittedResidual(nn.Module):
         # back to the units of x, without what is error of regression alone
         factor = self.data_scale.inverse().reciprocal() * (self.unexplained > LEAST_UNEXPLAINED)
         if self.log_scale is not None:
-            factor = factor * chosen(self.mean_log_scale - _bounded(self.log_scale(condition))).exp()
-        return chosen(self.mean(condition)), factor
+            relative = chosen(self.mean_log_scale - _bounded(self.log_scale(condition)))
+            factor = factor * (self.earned[1] * relative).exp()
+        return self.earned[0] * chosen(self.mean(condition)), factor
 
 
 class _Regressors(nn.Module):
@@ -280,6 +313,15 @@ class _RunningScale(nn.Module):
 def _own(outputs: Tensor, fold: Tensor) -> Tensor:
     """Of outputs ``(folds, n, d)`` those of every cell's own fold, ``(n, d)``."""
     return outputs[fold, torch.arange(len(fold), device=fold.device)]
+
+
+def _surely_positive(gain: Tensor, unit: Tensor) -> Tensor:
+    """Whether the mean gain of a column is above two of its standard errors; cells of one unit count as one."""
+    n_units = int(unit.max()) + 1 if len(unit) else 0
+    if n_units < 2:
+        return torch.zeros_like(gain[:0].sum(dim=0))
+    total = gain.new_zeros(n_units, gain.shape[1]).index_add_(0, unit, gain)
+    return (total.mean(dim=0) > 2 * total.std(dim=0) / math.sqrt(n_units)).to(gain.dtype)
 
 
 def _bounded(log_scale: Tensor) -> Tensor:

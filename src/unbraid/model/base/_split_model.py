@@ -62,6 +62,7 @@ class SplitModel(LatentMixin, BaseModelClass):
     module: SplitModule
     _min_modalities = 2
     _default_batch_size = 512
+    _least_batch_size = 2  # fewer cells are too few for what the model estimates from a batch
     _takes_pairs = False
     _pairs_per_batch = 32
     _drop_last = False
@@ -364,6 +365,13 @@ class SplitModel(LatentMixin, BaseModelClass):
             seed=seed,
         )
         self._check_parts(dataset.presence, parts)
+        if batch_size < min(self._least_batch_size, len(parts["train"])):
+            warnings.warn(
+                f"{type(self).__name__} learns from correlations within a batch, for which {batch_size} cells are few: its "
+                f"codes leak more than from a `batch_size` of {self._default_batch_size}, the default.",
+                UserWarning,
+                stacklevel=2,
+            )
         stages = self._stages(lr, weight_decay)
         epochs = self._epochs(max_epochs, stages, len(parts["train"]), batch_size)
         if unknown := sorted(set(trainer_kwargs) - set(signature(Trainer).parameters)):

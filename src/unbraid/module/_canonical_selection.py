@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unbraid.module._linear import common_rows, one_of_each
+from unbraid.module._linear import canonical_directions, common_rows, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +139,7 @@ class _Folds:
     def __init__(self, data, rows, pairs, fold: np.ndarray, n_folds: int) -> None:
         parts = {m: [x[fold[rows[m]] == k] for k in range(n_folds)] for m, x in data.items()}
         grams = {m: [a.T @ a for a in part] for m, part in parts.items()}
-        self.names, self.sizes = list(data), [x.shape[1] for x in data.values()]
+        self.sizes = {m: x.shape[1] for m, x in data.items()}
         # per fold: eigenvalues and vectors of the training covariance of each modality
         self.spectra = []
         for k in range(n_folds):
@@ -176,27 +176,15 @@ class _Folds:
         found = []
         for spectrum, cross, held_out in zip(self.spectra, self.cross, self.held_out, strict=True):
             scale = {m: _whitening(values, ridge) for m, (values, _) in spectrum.items()}
-            directions = self._directions(cross, scale, n_dims)
-            weights = {m: scale[m][:, None] * directions[m] for m in self.names}
+            whitened = {(m, n): scale[m][:, None] * block * scale[n] for (m, n), block in cross.items()}
+            directions = canonical_directions(whitened, self.sizes, n_dims)
+            weights = {m: scale[m][:, None] * directions[m] for m in scale}
             for (m, n), (between, before, after) in held_out.items():
                 along = lambda left, moment, right: ((moment @ right) * left).sum(axis=0)
                 square = along(weights[m], before, weights[m]) * along(weights[n], after, weights[n])
                 length = np.sqrt(np.where(square > 1e-24, square, np.inf))
                 found.append(along(weights[m], between, weights[n]) / length)
         return np.mean(found, axis=0) if found else np.zeros(n_dims)
-
-    def _directions(self, cross, scale, n_dims: int) -> dict[str, np.ndarray]:
-        """Leading canonical directions in the whitened components of every modality."""
-        whitened = {(m, n): scale[m][:, None] * block * scale[n] for (m, n), block in cross.items()}
-        if len(self.names) == 2 and whitened:  # the same, in less time
-            left, _, right = np.linalg.svd(next(iter(whitened.values())), full_matrices=False)
-            return dict(zip(self.names, (left[:, :n_dims], right[:n_dims].T), strict=True))
-        offset = dict(zip(self.names, np.cumsum([0, *self.sizes]), strict=False))
-        matrix = np.zeros((sum(self.sizes),) * 2)
-        for (m, n), block in whitened.items():
-            matrix[offset[m] : offset[m] + block.shape[0], offset[n] : offset[n] + block.shape[1]] = block
-        vectors = np.linalg.eigh(matrix + matrix.T)[1][:, ::-1][:, :n_dims]
-        return {m: vectors[offset[m] : offset[m] + p] for m, p in zip(self.names, self.sizes, strict=True)}
 
 
 def _whitening(variance: np.ndarray, ridge: float) -> np.ndarray:

@@ -235,24 +235,49 @@ def generalized_cca(
         variance = np.maximum(variance, 0.0)
         unmix[m] = vectors / np.sqrt(variance + ridge * max(variance.mean(), 1e-300))
         whitened[m] = x @ unmix[m]
-    offsets = dict(zip(data, np.cumsum([0, *(x.shape[1] for x in data.values())]), strict=False))
-    size = sum(x.shape[1] for x in data.values())
-    cross = np.zeros((size, size))
+    cross = {}
     for m, n in combinations(data, 2):
         i, j = common_rows(rows[m], rows[n], n_obs)
-        if len(i) < 2:
-            continue
-        a, b = whitened[m][i], whitened[n][j]
-        block = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / len(i)
-        cross[offsets[m] : offsets[m] + a.shape[1], offsets[n] : offsets[n] + b.shape[1]] = block
-    _, vectors = np.linalg.eigh(cross + cross.T)
-    vectors = vectors[:, ::-1][:, :n_dims]
+        if len(i) > 1:
+            a, b = whitened[m][i], whitened[n][j]
+            cross[m, n] = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / len(i)
+    directions = canonical_directions(cross, {m: x.shape[1] for m, x in data.items()}, n_dims)
     maps = {}
-    for m, x in data.items():
-        direction = vectors[offsets[m] : offsets[m] + x.shape[1]]
-        spread = (whitened[m] @ direction).std(axis=0)
-        maps[m] = unmix[m] @ direction / np.where(spread > least_spread, spread, np.inf)
+    for m in data:
+        spread = (whitened[m] @ directions[m]).std(axis=0)
+        maps[m] = unmix[m] @ directions[m] / np.where(spread > least_spread, spread, np.inf)
     return maps
+
+
+def canonical_directions(
+    cross: dict[tuple[str, str], np.ndarray], sizes: dict[str, int], n_dims: int
+) -> dict[str, np.ndarray]:
+    """Leading eigenvectors of the matrix of cross-covariances, cut into modalities.
+
+    Parameters
+    ----------
+    cross
+        Cross-covariance of the whitened components of every pair of modalities that cells have both of.
+    sizes
+        Number of components of every modality.
+    n_dims
+        Eigenvectors wanted.
+
+    Returns
+    -------
+    Per modality, ``(p_m, n_dims)``.
+    """
+    names = list(sizes)
+    if len(names) == 2 and cross and n_dims <= min(sizes.values()):  # the same, in less time
+        left, _, right = np.linalg.svd(cross[tuple(names)], full_matrices=False)
+        return dict(zip(names, (left[:, :n_dims], right[:n_dims].T), strict=True))
+    ends = np.cumsum(list(sizes.values()))
+    place = {m: slice(end - sizes[m], end) for m, end in zip(names, ends, strict=True)}
+    matrix = np.zeros((ends[-1], ends[-1]))
+    for (m, n), block in cross.items():
+        matrix[place[m], place[n]] = block
+    _, vectors = np.linalg.eigh(matrix + matrix.T)
+    return {m: vectors[place[m], ::-1][:, :n_dims] for m in names}
 
 
 def common_rows(a: np.ndarray, b: np.ndarray, n_obs: int) -> tuple[np.ndarray, np.ndarray]:

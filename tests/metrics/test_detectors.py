@@ -23,6 +23,13 @@ def test_the_level_is_kept():
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
 
+def test_one_variable_may_have_strata():
+    rng = np.random.default_rng(0)
+    a, strata = rng.normal(size=(400, 1)), rng.integers(3, size=400)
+    assert Panel(a + rng.normal(size=(400, 1)), strata, seed=0).test(a)[0] < 0.01
+    assert Panel(rng.normal(size=(400, 1)), strata, seed=0).test(a)[0] > 0.05
+
+
 def test_what_strata_share_is_not_dependence_within_them():
     def batches(rng):
         strata = rng.integers(3, size=200)

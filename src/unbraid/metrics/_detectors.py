@@ -268,7 +268,7 @@ def _whiten(x: NDArray) -> NDArray:
 
 
 def _centre(x: NDArray, strata: NDArray | None) -> NDArray:
-    if strata is None:
+    if strata is None or not x.shape[1]:  # one variable has no products
         return x - x.mean(0)
     means = np.stack([np.bincount(strata, column) for column in x.T], axis=1)
     return x - (means / np.bincount(strata).clip(1)[:, None])[strata]

@@ -96,6 +96,17 @@ def test_a_table_with_embeddings_of_others(cells_file, tmp_path, capsys):
     assert "of which none are missing" in capsys.readouterr().err
 
 
+def test_finished_rows_are_not_run_again(tmp_path, capsys):
+    options = ["--n-obs", "200", "--methods", "LinearSplit", "--seeds", "1", "--out", str(tmp_path / "rows.csv")]
+    flagship.main(options)
+    first = capsys.readouterr()
+    flagship.main(options)
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert "LinearSplit" in first.err
+    assert "LinearSplit" not in second.err
+
+
 def test_probes_of_few_cells_have_cells_of_their_own(capsys):
     data = flagship.load_simulation(200, noise=0.1, missing=0.2, seed=0)
     assert pd.crosstab(data.obs["split"], data.obs["probe"]).stack().to_dict() == {

@@ -352,7 +352,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in JOINT:
             codes = JOINT[name](mdata, arguments.steps, row["seed"])
         else:  # the input transforms of the simulation, and the widths of its codes
-            options = {"steps": arguments.steps, "seed": row["seed"], "batch_size": row["batch_size"]}
+            options = {
+                "steps": arguments.steps,
+                "seed": row["seed"],
+                "batch_size": row["batch_size"] if row["batch_size"] != "default" else None,
+            }
             model = fit(mdata, name, data="cells", **options)
         seconds = time.process_time() - start
         if kind == "simulation":
@@ -370,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fixed["noise"] = arguments.noise
     sizes = [{"n_obs": n} for n in arguments.n_obs] if kind == "simulation" else [{}]
     asked = [
-        {**fixed, **size, "batch_size": batch_size, "method": name, "seed": seed}
+        {**fixed, **size, "batch_size": batch_size or "default", "method": name, "seed": seed}  # a file has no None
         for size in sizes
         for batch_size in arguments.batch_size
         for seed in range(arguments.seeds)

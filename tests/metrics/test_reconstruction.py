@@ -64,6 +64,17 @@ def test_codes_that_hold_the_same_gain_nothing(parts):
     assert result.shared > 0.3
 
 
+def test_a_bad_first_pass_does_not_stop_the_decoder_of_few_observations():
+    rng = np.random.default_rng(1)
+    code = rng.standard_t(2.5, size=(400, 60))
+    x = code @ rng.normal(0.2, 0.1, size=(60, 900)) + 2 * rng.normal(size=(400, 900))  # one factor moves all features
+    split = np.where(np.arange(400) < 320, "train", "test")
+    data = AnnData(x.astype(np.float32), obs=pd.DataFrame({"split": split}, index=[f"cell{k}" for k in range(400)]))
+    data.obsm["Z_c"], data.obsm["Z_s"] = code[:, :20], code[:, 20:]
+    found = [reconstruction_gain("X", "Z_c", "Z_s", data=data, split_key="split", seed=s).both for s in range(6)]
+    assert min(found) > 0.5
+
+
 def test_codes_without_information_explain_nothing(parts):
     x, shared, _ = parts
     result = reconstruction_gain(x, shared, np.random.default_rng(5).normal(size=(400, 3)), **FAST)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 Likelihood = Literal["normal", "poisson", "bernoulli"]
 Decoder = Literal["mlp", "linear"]
 
-BATCH_SIZE, WEIGHT_DECAY = 256, 1e-4
+BATCH_SIZE, LEAST_BATCH_SIZE, WEIGHT_DECAY = 256, 16, 1e-4
+LEAST_STEPS = 8  # of a pass, in smaller batches if need be
 LEARNING_RATE = {"mlp": 5e-3, "linear": 2e-2}
-PATIENCE, LEAST_IMPROVEMENT = 2, 1e-3  # passes without an improvement by this share of the null model's loss
+# passes, and steps, without an improvement by this share of the null model's loss; the first few often do worse than it
+PATIENCE, PATIENT_STEPS, LEAST_IMPROVEMENT = 2, 50, 1e-3
 VALIDATION_SHARE = 0.1
 RIDGE_PENALTIES = np.logspace(-5, 2, 8)  # relative to the number of training rows
 
@@ -159,10 +161,11 @@ def _trained(
         return (torch.exp(eta.clamp(max=30)) - x * eta).mean() / max(float(mean.mean()), 1e-8)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE[decoder], weight_decay=WEIGHT_DECAY)
+    n_steps = max(1, len(fitted) // BATCH_SIZE, min(LEAST_STEPS, len(fitted) // LEAST_BATCH_SIZE))
     best, best_state, since, least = np.inf, None, 0, 0.0
     for epoch in range(max_epochs + 1):
         if epoch > 0:  # before, it is the null model
-            for rows in np.array_split(rng.permutation(fitted), max(1, len(fitted) // BATCH_SIZE)):
+            for rows in np.array_split(rng.permutation(fitted), n_steps):
                 optimizer.zero_grad()
                 loss_of(rows).backward()
                 optimizer.step()
@@ -176,7 +179,7 @@ def _trained(
             best = loss
             best_state = {name: value.clone() for name, value in network.state_dict().items()}
         least = LEAST_IMPROVEMENT * abs(best) if epoch == 0 else least
-        if since >= PATIENCE:
+        if since >= max(PATIENCE, -(-PATIENT_STEPS // n_steps)):
             break
     network.load_state_dict(best_state)
     return network, spread

@@ -1,4 +1,4 @@
-"""Small generative modules, batches for them, and their random draws in the order in which they were made."""
+"""Two views of known correlations; small generative modules, batches for them, and their draws in their order."""
 
 from __future__ import annotations
 
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WIDTHS = {"a": 2, "b": 3, "c": 4}
+
+
+@pytest.fixture
+def two_views() -> Callable[..., dict[str, np.ndarray]]:
+    """Two views of p mixed dimensions with the given population canonical correlations: ``two_views(n, rho)``."""
+
+    def make(n, rho, p=8, seed=0):
+        rng = np.random.default_rng(seed)
+        shared, views = rng.normal(size=(n, len(rho))), {}
+        for m in ("a", "b"):
+            own = rng.normal(size=(n, p))
+            own[:, : len(rho)] = np.sqrt(rho) * shared + np.sqrt(1 - np.array(rho)) * own[:, : len(rho)]
+            x = own @ rng.normal(size=(p, p))
+            views[m] = x - x.mean(axis=0)
+        return views
+
+    return make
 
 
 @pytest.fixture

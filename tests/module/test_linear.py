@@ -17,23 +17,11 @@ from unbraid.module._linear import (
 )
 
 
-def two_views(n: int, rho: list[float], p: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
-    """Two views of p mixed dimensions with the given population canonical correlations."""
-    rng = np.random.default_rng(seed)
-    shared, views = rng.normal(size=(n, len(rho))), {}
-    for m in ("a", "b"):
-        own = rng.normal(size=(n, p))
-        own[:, : len(rho)] = np.sqrt(rho) * shared + np.sqrt(1 - np.array(rho)) * own[:, : len(rho)]
-        x = own @ rng.normal(size=(p, p))
-        views[m] = x - x.mean(axis=0)
-    return views
-
-
 def everyone(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {m: np.arange(len(x)) for m, x in data.items()}
 
 
-def test_two_modalities_are_canonical_correlation_analysis():
+def test_two_modalities_are_canonical_correlation_analysis(two_views):
     data = two_views(2_000, [0.9, 0.6, 0.3])
     maps = generalized_cca(data, everyone(data), 2_000, 1e-12, 3)
     z = {m: data[m] @ maps[m] for m in data}
@@ -46,7 +34,7 @@ def test_two_modalities_are_canonical_correlation_analysis():
         assert abs(np.corrcoef(ours, theirs)[0, 1]) > 0.999
 
 
-def test_variates_have_unit_variance_and_are_uncorrelated():
+def test_variates_have_unit_variance_and_are_uncorrelated(two_views):
     data = two_views(3_000, [0.8, 0.5])
     maps = generalized_cca(data, everyone(data), 3_000, 1e-10, 4)
     for m, x in data.items():
@@ -65,7 +53,7 @@ def test_three_modalities_find_what_all_share():
         assert 1 - ((shared - z @ explained) ** 2).sum() / ((shared - shared.mean(0)) ** 2).sum() > 0.98
 
 
-def test_missing_rows_use_every_pair_that_is_there():
+def test_missing_rows_use_every_pair_that_is_there(two_views):
     data = two_views(4_000, [0.9, 0.7])
     rng = np.random.default_rng(3)
     rows = {"a": np.arange(4_000), "b": np.sort(rng.permutation(4_000)[:2_500])}

@@ -202,6 +202,22 @@ def test_a_gain_must_exceed_its_error(pair, make_mdata):
     assert module.chosen == 2  # a smaller gain, but a sure one
 
 
+@pytest.mark.parametrize(("errors", "chosen"), [(2.5, 0), (3.5, 1)])
+def test_a_network_needs_three_standard_errors(pair, make_mdata, errors, chosen):
+    # of two networks on a few dozen held-out cells one gains two by chance every now and then
+    module = trained(make_mdata(100, missing=0.2), n_shared=3).module
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    noise = noise - noise.mean()
+    gained = 1 + noise + errors * noise.std() / 10
+    for name, terms in {"linear": torch.ones(100), "shared": gained, "scratch": torch.zeros(100)}.items():
+        candidate = getattr(module, name)
+        candidate.terms[0, :100], candidate.correlation[:3], candidate.kept[:3] = terms, 0.5, True
+        candidate.information.fill_(terms.mean())
+    with torch.no_grad():
+        module.end_stage("scratch", [pair.adata_manager.create_torch_dataset()[np.arange(100)]])
+    assert module.chosen == chosen
+
+
 def test_where_nothing_is_shared_no_network_is_taken():
     rng, names = np.random.default_rng(0), [f"cell_{i}" for i in range(600)]
     mod = {m: AnnData(rng.standard_normal((600, 6)), pd.DataFrame(index=names)) for m in ("a", "b")}

@@ -35,7 +35,7 @@ N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
 # in information over the linear split: as a share, and in standard errors of the difference on the same cells
-LEAST_GAIN, LEAST_ERRORS = 0.002, 2.0
+LEAST_GAIN, LEAST_ERRORS = 0.002, 3.0
 
 
 class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):

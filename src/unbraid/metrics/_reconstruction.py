@@ -141,7 +141,8 @@ def reconstruction_gain(
     hidden
         Width of the hidden layer.
     max_epochs
-        Most passes over the training part; a tenth of it decides when to stop.
+        Most passes over the training part, each in batches of at most 256 observations and at least 16, of which there
+        are 8 or more where that leaves them so large; a tenth of the part decides when to stop.
     n_splits
         Folds; every observation is held out once.
     split_key

@@ -202,10 +202,13 @@ def test_a_gain_must_exceed_its_error(pair, make_mdata):
     assert module.chosen == 2  # a smaller gain, but a sure one
 
 
-@pytest.mark.parametrize(("errors", "chosen"), [(2.5, 0), (3.5, 1)])
-def test_a_network_needs_three_standard_errors(pair, make_mdata, errors, chosen):
-    # of two networks on a few dozen held-out cells one gains two by chance every now and then
+@pytest.mark.parametrize(
+    ("few", "errors", "chosen"), [(False, 1.5, 0), (False, 2.5, 1), (True, 2.5, 0), (True, 3.5, 1)]
+)
+def test_networks_that_learned_from_few_cells_must_gain_more(pair, make_mdata, few, errors, chosen):
     module = trained(make_mdata(100, missing=0.2), n_shared=3).module
+    assert module.few
+    module.few.fill_(few)
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
     noise = noise - noise.mean()
     gained = 1 + noise + errors * noise.std() / 10

@@ -45,9 +45,9 @@ class Unbraid(RatioRetrievalMixin, SplitModel):
     Canonical axes are fitted again after every epoch. A dimension is kept if its held-out correlation :math:`\rho_j`
     is above what the best of all dimensions reaches with re-paired cells. Candidates and epochs are compared by the
     held-out InfoNCE bound of the canonical log-likelihood ratio (:func:`~unbraid.objectives.canonical_log_ratio`), so
-    that a network replaces the linear map only where it gains: by 0.2 % at least, and by three standard errors of the
-    difference on the same cells. Epoch, correlations and temperature that a half of these cells is judged with are those
-    that the other half chooses.
+    that a network replaces the linear map only where it gains: by 0.2 % at least, and by two standard errors of the
+    difference on the same cells, three if fewer than 2,000 cells are for training. Epoch, correlations and temperature
+    that a half of these cells is judged with are those that the other half chooses.
 
     **Joint.** The code of a cell is the mean of a one-factor model given the modalities S that it has,
     :math:`\sqrt\rho \sum_{m \in S} z_m / (1 + (|S| - 1) \rho)`; never the codes side by side, whose difference leaks.

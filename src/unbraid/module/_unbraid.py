@@ -34,8 +34,9 @@ MAX_SHARED = 100
 N_STEPS = 600  # of every stage, about
 FEW_CELLS = 2_000  # training cells; below, networks are regularised more strongly
 MAX_HEAD_OBS = 10_000  # cells for the canonical axes after every epoch
-# in information over the linear split: as a share, and in standard errors of the difference on the same cells
-LEAST_GAIN, LEAST_ERRORS = 0.002, 3.0
+# in information over the linear split: as a share, and in standard errors of the difference on the same cells, of
+# which networks that learned from few must gain more, since they seldom gain at all
+LEAST_GAIN, LEAST_ERRORS, LEAST_ERRORS_OF_FEW = 0.002, 2.0, 3.0
 
 
 class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
@@ -269,7 +270,8 @@ class UnbraidModule(SpecificStage, PredictsSizes, LinearModule):
             # where nothing is shared, the best of several empty candidates is no gain
             correlates = bool((candidate.correlation > candidate.threshold).any())
             gain, error = candidate.gain_over(self.linear)
-            least = max(LEAST_GAIN * float(self.linear.information), LEAST_ERRORS * error, 0.0)
+            errors = LEAST_ERRORS_OF_FEW if self.few else LEAST_ERRORS
+            least = max(LEAST_GAIN * float(self.linear.information), errors * error, 0.0)
             best = max(float(self.candidate.information), 0.0)
             if correlates and gain > least and float(candidate.information) > best * (1 + LEAST_GAIN):
                 self.chosen.fill_(k)

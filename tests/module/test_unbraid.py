@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LinearRegression
 
 from unbraid.module import Peers
-from unbraid.module._canonical import MAX_PAIRS, AdditiveEncoder, CanonicalCandidate
+from unbraid.module._canonical import MAX_PAIRS, AdditiveEncoder, CanonicalCandidate, held_out_information
 from unbraid.module._specific import MAX_SPECIFIC, ResidualCode, held_out_r2, residual_axes
 from unbraid.objectives import canonical_log_ratio, nce_bound
 
@@ -366,3 +366,22 @@ def test_held_out_r2_sees_what_is_not_linear_and_nothing_else():
     assert held_out_r2(z, c) > 0.9
     assert held_out_r2(z, rng.standard_normal((3_000, 2))) < 0.02
     assert held_out_r2(z, c + rng.standard_normal(c.shape) * c.std(axis=0)) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_more_held_out_pairs_make_the_bound_surer_and_no_larger(n_groups):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(4_000, 2, generator=generator)
+    b = 0.9 * a + 0.19**0.5 * torch.randn(4_000, 2, generator=generator)
+    groups = None if n_groups == 1 else torch.arange(4_000) % n_groups
+    found = {}
+    for n in (300, 800, 2_000, 4_000):
+        part = None if groups is None else groups[:n]
+        value, terms = held_out_information(a[:n], b[:n], part, torch.ones(2, dtype=torch.bool))
+        assert float(value) == pytest.approx(float(terms.mean()))
+        found[n] = float(value), float(terms.std()) / len(terms) ** 0.5, len(terms)
+    assert [length for _, _, length in found.values()] == [300, 800, 1_600, 3_200]
+    assert found[4_000][1] == pytest.approx(found[800][1] / 2, rel=0.1)
+    information = -np.log(0.19)  # of two dimensions that correlate at 0.9
+    assert abs(found[4_000][0] - found[800][0]) < 3 * found[800][1]
+    assert information - 0.2 < found[4_000][0] < information + 3 * found[4_000][1]

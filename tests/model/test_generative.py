@@ -75,6 +75,21 @@ def test_reconstructions_sum_to_the_total_of_the_cell(model, cells, use):
     assert (draws[0][has(cells, "rna")] != draws[1][has(cells, "rna")]).any()
 
 
+def test_expected_values_of_drawn_latents_sum_to_the_total_of_the_cell(model, cells):
+    pairs = [[0, 1, 2], [3, 4, 5]]
+    for ask in (
+        lambda **drawn: model.reconstruct("rna", **drawn),
+        lambda **drawn: model.translate("prot", "rna", **drawn),
+        lambda **drawn: model.impute("rna", **drawn),
+        lambda **drawn: model.counterfactual("rna", *pairs, **drawn),
+    ):
+        expected, drawn = ask(), ask(n_samples=3, give_mean=True)
+        check(drawn, (3, *expected.shape), ~np.isnan(expected).any(1))
+        np.testing.assert_allclose(drawn.sum(2), np.broadcast_to(expected.sum(1), drawn.shape[:2]), rtol=1e-4)
+        assert np.nanmax(np.abs(drawn[0] - drawn[1])) > 1e-4
+        np.testing.assert_array_equal(ask(give_mean=True), expected)  # without draws there is no noise to leave out
+
+
 def test_parts_of_a_reconstruction_depend_on_their_latents(model, cells):
     rows = has(cells, "rna")
     share = {use: model.reconstruct("rna", use=use)[rows] for use in ("both", "shared", "specific")}
@@ -279,6 +294,20 @@ def test_intervals_cover_what_they_should(linear):
     prediction = model.impute("b", test, interval=0.9, n_samples=200)
     covered = (x[:, 3:] >= prediction.lower) & (x[:, 3:] <= prediction.upper)
     assert covered.mean() == pytest.approx(0.9, abs=0.06)
+
+
+def test_what_expected_values_leave_out_is_the_noise(linear):
+    _, test, *_ = linear
+    model = fit(ub.model.MMVAE, test, n_shared=2, likelihood_scale=0.5, epochs=20, lr=0.01)
+    torch.manual_seed(0)
+    spread = {mean: model.impute("b", n_samples=500, give_mean=mean).var(0).mean(0) for mean in (False, True)}
+    np.testing.assert_allclose(spread[False] - spread[True], 0.5**2, rtol=0.05)
+    assert (spread[True] > 0.01).all()  # latents are drawn
+    widths = {}
+    for mean in (False, True):
+        prediction = model.impute("b", interval=0.9, n_samples=200, give_mean=mean)
+        widths[mean] = (prediction.upper - prediction.lower).mean()
+    assert widths[True] < 0.95 * widths[False]
 
 
 def test_imputation_is_close_to_the_best_linear_prediction(linear):

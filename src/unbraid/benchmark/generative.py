@@ -138,14 +138,17 @@ def coherence_row(model: GenerativeModel, mdata: MuData, classifiers: dict, seed
     row = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        drawn = lambda m, use: model.reconstruct(m, use=use, n_samples=1, indices=test)[0]
+        drawn = lambda m, use: model.reconstruct(m, use=use, n_samples=1, give_mean=True, indices=test)[0]
         find = lambda *asked, which: float(coherence(*asked, classifiers[which]).table["coherence"].iloc[0])
         row["self s"] = find({(m, m): drawn(m, "shared") for m in mdata.mod}, shared, which="s")
         if "specific" in model.module.kinds:
             row["self p"] = find({(m, m): drawn(m, "specific") for m in mdata.mod}, {"p": own}, which="p_named")
-        crossed = {(a, b): model.translate(a, b, n_samples=1, indices=test)[0] for a, b in permutations(mdata.mod, 2)}
+        crossed = {
+            (a, b): model.translate(a, b, n_samples=1, give_mean=True, indices=test)[0]
+            for a, b in permutations(mdata.mod, 2)
+        }
         row["cross s"] = find(crossed, shared, which="s")
-        new = model.sample(len(test))
+        new = model.sample(len(test), give_mean=True)
     found = coherence(None, None, classifiers["s"], unconditional={m: new[m].X for m in mdata.mod}).table
     return row | {"joint": float(found["coherence"].iloc[0]), "joint by chance": float(found["chance"].iloc[0])}
 

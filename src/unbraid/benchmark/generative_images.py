@@ -9,11 +9,12 @@ modality's own (``p``, .25). Rows are those of tables 1 and 2 of IDMVAE and thei
 :mod:`unbraid.benchmark.generative`. The paper probes samples of the posteriors (``drawn``).
 
 The paper has 220,000 samples of five modalities of 64 pixels, residual networks on both sides and about 170,000 steps.
-Here: fewer and smaller images, of which ``real s`` says how well a network like the encoders reads them; encoders of
-two strided convolutions, which learn in fewer steps, and perceptrons as decoders. Weights and the scale of the Laplace
-likelihood, .75, are the paper's; with a tenth of its pixels, contrasts and divergences weigh ten times as much beside the
-reconstruction. (With the scale shrunk in proportion, 2,000 steps taught IDMVAE next to nothing of the digit.) The data
-are those of seed 0.
+Here: fewer and smaller images of two modalities, of which ``real s`` says how well a network like the encoders reads
+them; encoders of two strided convolutions, which learn in fewer steps, and perceptrons as decoders. The weights of
+contrasts and the scale of the Laplace likelihood, .75, are the paper's, and so is the weight of the divergences *per
+pixel*: beta is 2.5 for 64 pixels, and shrinks with their number. (With 2.5 itself w hardly learns anything, and with
+the scale shrunk in place of beta the contrasts do not.) So contrasts weigh more beside the reconstruction than in the
+paper, the more the smaller the images are. The data are those of seed 0.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ METHODS = {
     "SwapVAE": Method("SwapVAE", _idmvae),
 }
 N_SHARED, N_SPECIFIC, N_HIDDEN, N_FILTERS = 16, 32, 256, 16
-LIKELIHOOD_SCALE = 0.75
+LIKELIHOOD_SCALE, BETA, PAPER_SIZE = 0.75, 2.5, 64
 
 
-def load(mnist: Path, n_train: int, n_test: int, size: int, modalities: int) -> MuData:
+def load(mnist: Path, n_train: int, n_test: int, size: int, modalities: Sequence[str]) -> MuData:
     """Images with their labels under the names of :func:`unbraid.data.simulate.classes`.
 
     Parameters
@@ -72,11 +73,11 @@ def load(mnist: Path, n_train: int, n_test: int, size: int, modalities: int) -> 
     size
         Height and width in pixels.
     modalities
-        How many of the five, from the first on.
+        Which of the five, ``m0`` to ``m4``.
     """
     mdata = polymnist_quadrant(mnist, n_train=n_train, n_val=0, n_test=n_test, size=size)
     obs = mdata.obs[["split"]].assign(y_shared=mdata.obs["digit"].astype("category"))
-    kept = {m: mdata[m] for m in list(mdata.mod)[:modalities]}
+    kept = {m: mdata[m] for m in modalities}
     for m, adata in kept.items():
         obs[f"y_specific_{m}"] = adata.obs["quadrant"].astype("category").loc[obs.index]
     small = mudata.MuData(kept)
@@ -180,7 +181,9 @@ def readers(mdata: MuData, steps: int, device: torch.device | str = "cpu") -> tu
     return {**found, "p_named": {"p": found["p"]}}, {k: float(np.mean(v)) for k, v in right.items()}
 
 
-def fit(mdata: MuData, method: Method, steps: int, seed: int, accelerator: str = "cpu") -> SplitModel:
+def fit(
+    mdata: MuData, method: Method, steps: int, seed: int, *, n_hidden: int, lr: float, accelerator: str = "cpu"
+) -> SplitModel:
     """Train a method on the training images.
 
     Parameters
@@ -193,6 +196,10 @@ def fit(mdata: MuData, method: Method, steps: int, seed: int, accelerator: str =
         Of every stage, about, of 128 samples.
     seed
         Of weights and training.
+    n_hidden
+        Width of the networks.
+    lr
+        Of Adam.
     accelerator
         As Lightning names them.
     """
@@ -205,13 +212,14 @@ def fit(mdata: MuData, method: Method, steps: int, seed: int, accelerator: str =
     model_class.setup_mudata(mdata, likelihoods=dict.fromkeys(mdata.mod, "laplace"))
     shapes = {m: array_shape(mdata, m) for m in mdata.mod}
     torch.manual_seed(seed)
-    encoders = {m: nn.Sequential(convolutions(shape, N_HIDDEN), nn.ReLU()) for m, shape in shapes.items()}
+    encoders = {m: nn.Sequential(convolutions(shape, n_hidden), nn.ReLU()) for m, shape in shapes.items()}
     specific = {} if method.model in ("MMVAE", "MoPoEVAE") else {"n_specific": N_SPECIFIC}
-    fixed = {"n_hidden": N_HIDDEN, "beta": 2.5, "likelihood_scale": LIKELIHOOD_SCALE}
+    height = next(iter(shapes.values()))[1]
+    fixed = {"n_hidden": n_hidden, "beta": BETA * (height / PAPER_SIZE) ** 2, "likelihood_scale": LIKELIHOOD_SCALE}
     model = model_class(mdata, n_shared=N_SHARED, **specific, encoders=encoders, **{**fixed, **method.options})
     epochs = max(1, round(steps * 128 / (mdata.obs["split"] == "train").sum()))
     model.train(
-        max_epochs=epochs, batch_size=128, lr=1e-3, split_key="split", early_stopping=False, seed=seed,
+        max_epochs=epochs, batch_size=128, lr=lr, split_key="split", early_stopping=False, seed=seed,
         progress_bar=False, accelerator=accelerator,
     )  # fmt: skip
     return model
@@ -236,9 +244,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--n-train", type=int, default=20_000)
     parser.add_argument("--n-test", type=int, default=2_000)
-    parser.add_argument("--size", type=int, default=20, help="height and width of an image, a multiple of 4")
-    parser.add_argument("--modalities", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1_000, help="of every stage, about")
+    parser.add_argument("--size", type=int, default=16, help="height and width of an image, a multiple of 4")
+    parser.add_argument("--modalities", nargs="+", default=["m0", "m2"], choices=[f"m{k}" for k in range(5)])
+    parser.add_argument("--steps", type=int, default=5_000, help="of every stage, about")
+    parser.add_argument("--n-hidden", type=int, default=128, help="width of the networks")
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--reader-steps", type=int, default=1_000, help="of the networks that read real images")
     parser.add_argument("--accelerator", default="cpu", help="as Lightning names them, such as gpu")
     parser.add_argument("--out", type=Path, help="CSV of all rows")
@@ -250,15 +260,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         start = time.process_time()
-        model = fit(mdata, METHODS[row["method"]], arguments.steps, row["seed"], arguments.accelerator)
+        options = {"n_hidden": arguments.n_hidden, "lr": arguments.lr, "accelerator": arguments.accelerator}
+        model = fit(mdata, METHODS[row["method"]], arguments.steps, row["seed"], **options)
         seconds = time.process_time() - start
         found = ceiling | probe_row(model, mdata)
         if isinstance(model, GenerativeModel):
             found |= coherence_row(model, mdata, classifiers, row["seed"])
         yield {**row, **found, "CPU seconds": seconds}
 
-    names = ("n_train", "n_test", "size", "modalities", "steps")
-    fixed = {name: getattr(arguments, name) for name in names}
+    names = ("n_train", "n_test", "size", "steps", "n_hidden", "lr")
+    fixed = {name: getattr(arguments, name) for name in names} | {"modalities": " ".join(arguments.modalities)}
     asked = [{**fixed, "method": name, "seed": s} for s in range(arguments.seeds) for name in arguments.methods]
     table = run_missing(asked, run, arguments.out)
     print(to_markdown(mean_and_deviation(table.drop(columns=list(fixed)), ["method"])))

@@ -234,8 +234,11 @@ def generate(model: GenerativeModel, mdata: MuData, seed: int) -> Generated:
     test = np.flatnonzero(mdata.obs["split"] == "test")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        crossed = {(a, b): model.translate(a, b, n_samples=1, indices=test)[0] for a, b in permutations(mdata.mod, 2)}
-        new = model.sample(len(test))
+        crossed = {
+            (a, b): model.translate(a, b, n_samples=1, give_mean=True, indices=test)[0]
+            for a, b in permutations(mdata.mod, 2)
+        }
+        new = model.sample(len(test), give_mean=True)
     return Generated(crossed, {m: new[m].X for m in new.mod})
 
 

@@ -130,6 +130,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         *,
         use: Literal["both", "shared", "specific"] = "both",
         n_samples: int | None = None,
+        give_mean: bool = False,
         transform_batch: str | Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> np.ndarray:
@@ -145,6 +146,9 @@ class GenerativeModel(TraversalMixin, SplitModel):
             Both latents, or one of them with the other at the mean of its prior.
         n_samples
             None decodes posterior means and gives expected values; a number draws latents and values that many times.
+        give_mean
+            Of drawn latents give the decoder's expected values, without the noise of the likelihood. Images whose
+            likelihood has a fixed scale are meant to be looked at so.
         transform_batch
             Batch that all cells are decoded as, or several, over which expected values are averaged and of which every
             draw takes one. By default a cell's own; where no cell of that batch had the modality in training, all
@@ -175,7 +179,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
                 w = _codes(w[modality], n)
             return z, w, batch["mask"][modality]
 
-        return self._decoded(modality, latents, mdata, n_samples, indices, transform_batch)
+        return self._decoded(modality, latents, mdata, n_samples, give_mean, indices, transform_batch)
 
     def translate(
         self,
@@ -184,6 +188,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         mdata: MuData | None = None,
         *,
         n_samples: int | None = None,
+        give_mean: bool = False,
         transform_batch: str | Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> np.ndarray:
@@ -195,7 +200,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
             Modalities. The target's own latent is at the mean of its prior, or drawn from the prior.
         mdata
             Cells; those of the set-up by default. They need not have the target.
-        n_samples, transform_batch, indices
+        n_samples, give_mean, transform_batch, indices
             As in :meth:`reconstruct`.
 
         Returns
@@ -204,7 +209,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
         """
         self._check_modality(source)
         self._check_modality(target)
-        return self._decoded(target, self._from([source], target), mdata, n_samples, indices, transform_batch)
+        latents = self._from([source], target)
+        return self._decoded(target, latents, mdata, n_samples, give_mean, indices, transform_batch)
 
     def impute(
         self,
@@ -212,6 +218,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         mdata: MuData | None = None,
         *,
         n_samples: int | None = None,
+        give_mean: bool = False,
         interval: float | None = None,
         transform_batch: str | Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
@@ -228,6 +235,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
             Cells; those of the set-up by default. They need not have the modality.
         n_samples
             As in :meth:`reconstruct`; of an interval 100 by default.
+        give_mean
+            As in :meth:`reconstruct`; an interval is then that of the expected value, not of a measurement.
         interval
             Probability of a posterior-predictive interval: latents and values are drawn.
         transform_batch, indices
@@ -247,13 +256,13 @@ class GenerativeModel(TraversalMixin, SplitModel):
         others = [m for m in self.modalities if m != modality]
         latents = self._from(others, modality)
         if interval is None:
-            return self._decoded(modality, latents, mdata, n_samples, indices, transform_batch)
+            return self._decoded(modality, latents, mdata, n_samples, give_mean, indices, transform_batch)
         if not 0 < interval < 1:
             raise ValueError(f"`interval` is a probability between 0 and 1, got {interval}.")
         check_whole("n_samples", n_samples := 100 if n_samples is None else n_samples, 2)
         bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2])
         parts = []
-        for draws in self._draws(modality, latents, mdata, n_samples, indices, transform_batch):
+        for draws in self._draws(modality, latents, mdata, n_samples, give_mean, indices, transform_batch):
             low, high = torch.quantile(draws, bounds.to(draws.device), dim=0)
             parts.append([x.cpu().numpy() for x in (draws.mean(0), low, high)])
         return Prediction(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -267,6 +276,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         *,
         shared_modality: str | None = None,
         n_samples: int | None = None,
+        give_mean: bool = False,
     ) -> np.ndarray:
         """A modality with the shared latent of some cells and the specific latent of others.
 
@@ -284,7 +294,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
         shared_modality
             Modality that the shared latent is read from; by default ``modality`` itself. Of a molecule that was never
             screened there is no phenotype to read it from.
-        n_samples
+        n_samples, give_mean
             As in :meth:`reconstruct`.
 
         Returns
@@ -310,7 +320,7 @@ class GenerativeModel(TraversalMixin, SplitModel):
             z = self.module.posteriors(batch)[0][source]
             return _codes(z, n), _codes(w, n), batch["mask"][source] & known
 
-        return self._decoded(modality, latents, mdata, n_samples, shared_from)
+        return self._decoded(modality, latents, mdata, n_samples, give_mean, shared_from)
 
     def sample(
         self, n_obs: int, mdata: MuData | None = None, *, give_mean: bool = False, seed: int | None = None
@@ -423,26 +433,29 @@ class GenerativeModel(TraversalMixin, SplitModel):
         return draw
 
     def _decoded(
-        self, modality: str, latents, mdata, n_samples: int | None, indices, transform_batch=None
+        self, modality: str, latents, mdata, n_samples: int | None, give_mean: bool, indices, transform_batch=None
     ) -> np.ndarray:
         """Values of all cells, or draws of them with the draws first."""
         if n_samples is not None:
             check_whole("n_samples", n_samples, 1)
-        draws = self._draws(modality, latents, mdata, n_samples, indices, transform_batch)
+        draws = self._draws(modality, latents, mdata, n_samples, give_mean, indices, transform_batch)
         return np.concatenate([part.cpu().numpy() for part in draws], axis=0 if n_samples is None else 1)
 
     def _draws(
-        self, modality: str, latents, mdata, n_samples: int | None, indices, transform_batch
+        self, modality: str, latents, mdata, n_samples: int | None, give_mean: bool, indices, transform_batch
     ) -> Iterator[torch.Tensor]:
         """Batch by batch, expected values ``(n, p)`` or draws ``(n_samples, n, p)``."""
+        noisy = n_samples is not None and not give_mean
         choices = self._batch_choices(modality, transform_batch)
         for batch in self._batches(mdata, indices, n_samples or 1):
             z, w, known = latents(batch, n_samples)
             latent = torch.cat([z, w], dim=-1)
             latent = latent.reshape(-1, latent.shape[-1])
             cells = torch.arange(len(known), device=known.device).repeat(n_samples or 1)
-            sizes = self._sizes(batch, modality, n_samples)
-            values = self._values(modality, latent, batch, cells, sizes, choices, draws=n_samples is not None)
+            sizes = self._sizes(batch, modality, n_samples if noisy else None)
+            if sizes is not None and not noisy:
+                sizes = sizes.repeat(n_samples or 1)
+            values = self._values(modality, latent, batch, cells, sizes, choices, draws=noisy)
             values = values.float().masked_fill(~known[cells].unsqueeze(1), torch.nan)
             yield values if n_samples is None else values.view(n_samples, len(known), -1)
 

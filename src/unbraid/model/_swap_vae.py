@@ -30,8 +30,8 @@ class SwapVAE(DisentangledModel):
     stage of their own. A diffusion loss that reaches the encoders makes z easy to denoise, at the cost of what z holds.
 
     *Own scales.* The learned scale (dispersion) of a likelihood follows only what is decoded with its own w. In MMVAE+ it
-    also follows what is decoded with :math:`\tilde w`, where the private part cannot be predicted; the inflated scale
-    leaves a weak shared signal hardly any weight, and what is generated from z does not show it.
+    also follows what is decoded with :math:`\tilde w`, where the private part cannot be predicted; the inflated scale is
+    noise on every value that is drawn, under which a weak shared signal is not seen. (Expected values show it.)
 
     *Independence*, if wanted: a penalty on what :math:`w_m` tells of the other modalities' z.
 

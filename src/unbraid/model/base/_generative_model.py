@@ -71,8 +71,8 @@ class GenerativeModel(TraversalMixin, SplitModel):
     ``likelihood_scale``
         Fixed scale of normal and Laplace likelihoods in the units of the data; learned per feature by default.
         ``"own"`` learns scales and dispersions only from modalities that are decoded with their own w: where w comes
-        from the auxiliary distribution, what is private cannot be predicted, and a scale that makes up for it leaves
-        the shared signal without weight (MMVAE+ and its descendants).
+        from the auxiliary distribution, what is private cannot be predicted, and a scale that makes up for it is noise
+        on whatever is drawn (MMVAE+ and its descendants).
     ``encode_covariates``
         Whether encoders get batch and covariates as input (not by default). Decoders always get them.
     ``input_transform``

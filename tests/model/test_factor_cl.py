@@ -97,12 +97,12 @@ def test_the_loss_is_that_of_the_paper(make_mdata, heads, modalities, missing):
     batch = batch_of(model, 12)
     with torch.no_grad():  # scores of an untrained critic hardly differ
         for parameter in model.module.parameters():
-            parameter *= 2.0
+            parameter *= 3.0
     expected = bounds_by_hand(model, batch, heads)
     output = model.module.loss(batch, "shared")
     assert output.extra_metrics.keys() == expected.keys()
     for name, value in expected.items():
-        assert abs(value) > 3e-5, name
+        assert abs(value) > 1e-3, name
         assert output.extra_metrics[name].item() == pytest.approx(value, rel=2e-3, abs=3e-7), name
     total = sum((0.5 if "club" in name else -1.0) * value for name, value in expected.items())
     assert output.loss.item() == pytest.approx(total, rel=1e-3, abs=1e-6)

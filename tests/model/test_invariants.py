@@ -14,6 +14,10 @@ from unbraid.model.base import ContrastiveModel
 BATCH = {"batch_key": "batch"}
 
 
+# a narrow matrix product of the same numbers depends in its last bits on where the memory begins, on some processors
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
+
+
 def assert_same(found, expected, **tolerance):
     """Latents of the same names, equal to the bit unless a tolerance is given."""
     assert found.keys() == expected.keys()
@@ -61,7 +65,7 @@ def test_what_stands_in_for_absent_values_changes_nothing(case, make_mdata, rema
             ok = padded["prot"].obs["ok"].to_numpy()
             assert np.isnan(found[name][~ok]).all()
             found[name] = found[name][ok]
-    assert_same(found, expected)
+    assert_same(found, expected, **ROUNDING)
 
 
 def test_a_cell_is_encoded_by_what_it_has(case, fitted, make_mdata, remake):
@@ -382,12 +386,11 @@ def test_features_of_a_query_are_matched_by_name(case, fitted, make_mdata, remak
     query = make_mdata(missing=0.2, seed=2)
     expected, rng = case.latents(fitted, query), np.random.default_rng(0)
     shuffled = remake(query, **{m: a[:, rng.permutation(a.n_vars)].copy() for m, a in query.mod.items()})
-    # memory lies otherwise, so sums may round otherwise
-    assert_same(case.latents(fitted, shuffled), expected, rtol=1e-5, atol=1e-6)
+    assert_same(case.latents(fitted, shuffled), expected, **ROUNDING)
     rna = query["rna"]
     wider = AnnData(sp.hstack([rna.X * 3, rna.X]).tocsr(), rna.obs)
     wider.var_names = [*("more_" + rna.var_names), *rna.var_names]
-    assert_same(case.latents(fitted, remake(query, rna=wider)), expected, rtol=1e-5, atol=1e-6)
+    assert_same(case.latents(fitted, remake(query, rna=wider)), expected, **ROUNDING)
     renamed = remake(query)
     renamed["rna"].var_names = [f"ENSG{i}" for i in range(20)]
     with pytest.raises(ValueError, match="'rna' lacks 20 of the 20 features"):

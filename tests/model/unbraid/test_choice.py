@@ -13,8 +13,6 @@ from mudata import MuData
 
 import unbraid as ub
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*training cells with two modalities are too few:UserWarning")
-
 QUIET = {"seed": 0, "accelerator": "cpu", "progress_bar": False}
 
 

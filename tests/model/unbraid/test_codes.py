@@ -9,11 +9,6 @@ import torch
 from unbraid.metrics import retrieval
 from unbraid.objectives import canonical_log_ratio
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*training cells with two modalities are too few:UserWarning")
-
-EPOCHS = {"shared": 4, "scratch": 4, "residual": 2, "specific": 2}
-
-
 # ---- batches, absence, condition --------------------------------------------------------------------
 
 
@@ -47,7 +42,9 @@ def test_what_batches_have_in_common_is_not_shared(folded, trained):
         adata.X += 5 * batch[:, None].astype(np.float32)
     training, told = {"batch_size": 64, "validation_size": 0.25}, {}
     for key in (None, "batch"):
-        model = trained(mdata, {"batch_key": key}, {**EPOCHS, "shared": 6, "scratch": 0}, training, lr=0.01)
+        model = trained(
+            mdata, {"batch_key": key}, {"shared": 6, "scratch": 0, "residual": 2, "specific": 2}, training, lr=0.01
+        )
         z = model.get_latent_representation()
         told[key] = max(abs(np.corrcoef(column, batch)[0, 1]) for column in z.T)
     assert told[None] > 0.8

@@ -10,8 +10,6 @@ from lightning.pytorch.callbacks import Callback
 
 import unbraid as ub
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*training cells with two modalities are too few:UserWarning")
-
 QUIET = {"seed": 0, "accelerator": "cpu", "progress_bar": False}
 
 

@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*training cells with two modalities are too few:UserWarning")
-
 
 def lacks(model, *modalities):
     return np.stack([~model.adata.obs_names.isin(model.adata[m].obs_names) for m in modalities]).all(axis=0)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import unbraid as ub
-from unbraid.benchmark import pairs, pairs_asked, pairs_cells, pairs_images
+from unbraid.benchmark import generative_images, pairs, pairs_asked, pairs_cells, pairs_images
 
 
 def test_simulation(tmp_path, capsys):
@@ -80,16 +80,40 @@ def test_asking(tmp_path, capsys):
     assert "| random | 10 |" in capsys.readouterr().out
 
 
-def test_images(tmp_path, capsys):
+@pytest.fixture
+def mnist(tmp_path):
+    """A file of pictures in which a bar is at the height that the digit says."""
     rng = np.random.default_rng(0)
     digits = np.tile(np.arange(10), 40)
     pictures = (rng.random((400, 28, 28)) * 30).astype(np.uint8)
     for i, digit in enumerate(digits):
-        pictures[i, 2 + 2 * digit : 5 + 2 * digit, 4:24] = 255  # a bar at the height that the digit says
+        pictures[i, 2 + 2 * digit : 5 + 2 * digit, 4:24] = 255
     np.savez(tmp_path / "mnist.npz", X=pictures, y=digits, is_train=np.arange(400) < 300)
+    return str(tmp_path / "mnist.npz")
+
+
+def test_generated_images(mnist, tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    generative_images.main(
+        ["--mnist", mnist, "--n-train", "300", "--n-test", "60", "--seeds", "1", "--modalities", "m0", "m4",
+         "--methods", "LinearSplit", "MMVAE", "SwapVAE", "--steps", "4", "--reader-steps", "200", "--out", str(out)]
+    )  # fmt: skip
+    rows = pd.read_csv(out).set_index("method")
+    assert (rows["modalities"] == "m0 m4").all()
+    assert (rows["real p"] > 0.5).all()  # chance is a quarter
+    assert rows[["z: s", "z: p"]].stack().between(0, 1).all()
+    assert rows.loc["SwapVAE", ["w drawn: p", "self s", "self p", "cross s", "joint"]].between(0, 1).all()
+    assert rows.loc["MMVAE", ["w: s", "self p"]].isna().all()  # it has no w
+    assert rows.loc["LinearSplit", ["cross s", "joint"]].isna().all()
+    with pytest.raises(SystemExit):
+        generative_images.main(["--mnist", mnist, "--modalities", "m5"])
+    assert "invalid choice: 'm5'" in capsys.readouterr().err
+
+
+def test_images(mnist, tmp_path, capsys):
     out = tmp_path / "rows.csv"
     pairs_images.main(
-        ["--mnist", str(tmp_path / "mnist.npz"), "--n-train", "300", "--n-test", "60", "--size", "20", "--seeds", "1",
+        ["--mnist", mnist, "--n-train", "300", "--n-test", "60", "--size", "20", "--seeds", "1",
          "--methods", "DL2", "MMVAE+", "VolMaxDCC", "--steps", "4", "--reader-steps", "20", "--out", str(out)]
     )  # fmt: skip
     rows = pd.read_csv(out).set_index("method")

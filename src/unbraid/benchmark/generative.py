@@ -130,6 +130,12 @@ def probe_row(model: SplitModel, mdata: MuData) -> dict[str, float]:
     return row
 
 
+def translated(model: GenerativeModel, cells: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """Expected values of every modality, from a sample of every other one's shared latent, by both their names."""
+    translate = partial(model.translate, n_samples=1, give_mean=True, indices=cells)
+    return {(a, b): translate(a, b)[0] for a, b in permutations(model.modalities, 2)}
+
+
 def coherence_row(model: GenerativeModel, mdata: MuData, classifiers: dict, seed: int) -> dict[str, float]:
     """Coherence of what is generated from test cells, and of new cells."""
     test = np.flatnonzero(mdata.obs["split"] == "test")
@@ -143,11 +149,7 @@ def coherence_row(model: GenerativeModel, mdata: MuData, classifiers: dict, seed
         row["self s"] = find({(m, m): drawn(m, "shared") for m in mdata.mod}, shared, which="s")
         if "specific" in model.module.kinds:
             row["self p"] = find({(m, m): drawn(m, "specific") for m in mdata.mod}, {"p": own}, which="p_named")
-        crossed = {
-            (a, b): model.translate(a, b, n_samples=1, give_mean=True, indices=test)[0]
-            for a, b in permutations(mdata.mod, 2)
-        }
-        row["cross s"] = find(crossed, shared, which="s")
+        row["cross s"] = find(translated(model, test), shared, which="s")
         new = model.sample(len(test), give_mean=True)
     found = coherence(None, None, classifiers["s"], unconditional={m: new[m].X for m in mdata.mod}).table
     return row | {"joint": float(found["coherence"].iloc[0]), "joint by chance": float(found["chance"].iloc[0])}

@@ -25,7 +25,6 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +38,7 @@ from unbraid import model as models
 from unbraid import pp, tl
 from unbraid.benchmark._table import mean_and_deviation, run_missing, to_markdown
 from unbraid.benchmark.contrastive_table import probe_accuracy
+from unbraid.benchmark.generative import translated
 from unbraid.data import simulate
 from unbraid.metrics import clustering, coherence
 from unbraid.model.base import GenerativeModel
@@ -234,10 +234,7 @@ def generate(model: GenerativeModel, mdata: MuData, seed: int) -> Generated:
     test = np.flatnonzero(mdata.obs["split"] == "test")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        crossed = {
-            (a, b): model.translate(a, b, n_samples=1, give_mean=True, indices=test)[0]
-            for a, b in permutations(mdata.mod, 2)
-        }
+        crossed = translated(model, test)
         new = model.sample(len(test), give_mean=True)
     return Generated(crossed, {m: new[m].X for m in new.mod})
 

@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modalities", nargs="+", default=["m0", "m2"], choices=[f"m{k}" for k in range(5)])
     parser.add_argument("--steps", type=int, default=5_000, help="of every stage, about")
     parser.add_argument("--n-hidden", type=int, default=128, help="width of the networks")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--reader-steps", type=int, default=1_000, help="of the networks that read real images")
     parser.add_argument("--accelerator", default="cpu", help="as Lightning names them, such as gpu")
     parser.add_argument("--out", type=Path, help="CSV of all rows")

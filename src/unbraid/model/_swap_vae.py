@@ -26,8 +26,9 @@ class SwapVAE(DisentangledModel):
 
     so that what is private has nowhere to go but :math:`w_m`. A cell with one modality uses its own z.
 
-    *Detached priors.* Diffusion models of z and of every w are learned from samples of the finished posteriors, in a
-    stage of their own. A diffusion loss that reaches the encoders makes z easy to denoise, at the cost of what z holds.
+    *Detached priors.* Diffusion models of z and of every w are learned from the finished posterior means, in a stage of
+    their own. A diffusion loss that reaches the encoders makes z easy to denoise, at the cost of what z holds; and from
+    samples of the posteriors it would learn their noise.
 
     *Own scales.* The learned scale (dispersion) of a likelihood follows only what is decoded with its own w. In MMVAE+ it
     also follows what is decoded with :math:`\tilde w`, where the private part cannot be predicted; the inflated scale is

@@ -58,7 +58,7 @@ class DisentangledVAE(MultimodalVAE):
     diffusion, diffusion_weight
         Diffusion models of z and of every w: ``"additive"``, a loss of posterior means beside the bound, whose gradient
         reaches the encoders; ``"replace"``, in the place of the prior in the bound; ``"detached"``, learned in a stage
-        of their own from samples of the finished posteriors.
+        of their own from the finished posterior means.
     diffusion_options
         ``n_hidden`` and ``n_steps`` of :class:`~unbraid.nn.DiffusionPrior`.
     negatives
@@ -154,7 +154,7 @@ class DisentangledVAE(MultimodalVAE):
 
         def noted() -> Iterator[dict]:
             for batch in batches:
-                found.append(self._latent_samples(batch))
+                found.append(self._latent_means(batch))
                 yield batch
 
         rest = noted()
@@ -166,17 +166,17 @@ class DisentangledVAE(MultimodalVAE):
 
     def prior_loss(self, batch: dict) -> LossOutput:
         """Loss of the detached diffusion models."""
-        z, w = self._latent_samples(batch)
+        z, w = self._latent_means(batch)
         terms = {"shared": (1.0, lambda: self.shared_diffusion.loss(z))}
         terms |= {m: (1.0, partial(self.specific_diffusions[m].loss, w[m])) for m in self.modalities if len(w[m])}
         return total_loss(terms, len(batch["index"]))
 
     @torch.no_grad()
-    def _latent_samples(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """Posterior samples: z of all modalities one after the other, w per modality, of the cells that have it."""
+    def _latent_means(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Posterior means: z of all modalities one after the other, w per modality, of the cells that have it."""
         z, w = self.posteriors(batch)
-        sample = lambda found: {m: q.sample(1)[0][batch["mask"][m]] for m, q in found.items()}
-        return torch.cat(list(sample(z).values())), sample(w)
+        means = lambda found: {m: q.mean[batch["mask"][m]] for m, q in found.items()}
+        return torch.cat(list(means(z).values())), means(w)
 
     # ---- terms --------------------------------------------------------------------------------
 

@@ -142,7 +142,13 @@ class DisentangledVAE(MultimodalVAE):
         joint = ("shared_diffusion", "specific_diffusions") if self.diffusion in ("additive", "replace") else ()
         stages = [Stage("vae", (*self.vae_parts, *joint), inner=inner, **self.optimisation)]
         if self.diffusion == "detached":
-            options = {**self.optimisation, "lr": 1e-3, "schedule": "cosine", "n_steps": 4_000, "early_stopping": "best"}
+            options = {
+                **self.optimisation,
+                "lr": 1e-3,
+                "schedule": "cosine",
+                "n_steps": 4_000,
+                "early_stopping": "best",
+            }
             stages.append(Stage("prior", ("shared_diffusion", "specific_diffusions"), **options))
         return stages
 

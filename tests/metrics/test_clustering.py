@@ -18,11 +18,6 @@ CLUSTERS = [1, 1, 0, 0, 0, 2, 3, 3, 3, 1, 2, 2]
 MORE_CLUSTERS = [0, 0, 4, 1, 1, 1, 2, 2, 3, 3, 5, 5]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def blobs(rng, n=150, distance=8.0, n_classes=3):
     y = np.arange(n) % n_classes
     centres = distance * np.eye(n_classes, 4)

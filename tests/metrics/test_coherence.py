@@ -20,11 +20,6 @@ ONE = dict.fromkeys(MODALITIES, FIRST)
 TWO = {"left": dict.fromkeys(MODALITIES, FIRST), "right": dict.fromkeys(MODALITIES, SECOND)}
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def corrupted(rng, y, share, n_classes=4):
     """Rows that show the labels, but for a share that shows any."""
     y = y.reshape(len(y), -1)

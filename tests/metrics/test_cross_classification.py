@@ -15,11 +15,6 @@ QUICK = {"n_permutations": 9, "n_splits": 3}
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def digits(rng):
     """A shared label in z, a private one in w."""
     digit, quadrant = rng.integers(3, size=300), rng.integers(2, size=300)

@@ -15,11 +15,6 @@ from unbraid.metrics._pairs import orders, read_pairs
 FAST = {"n_permutations": 99, "max_obs": None}
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def naive_corrected(x, y):
     """Székely and Rizzo (2014), definition 2 and eq. 3.2, term by term."""
 

@@ -44,11 +44,6 @@ B = [
 QUICK = {"n_permutations": 0, "n_bootstrap": 0}
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def with_moments(mean, cov, n=50, seed=0):
     """A sample that has exactly this mean and this covariance."""
     x = np.random.default_rng(seed).normal(size=(n, len(mean)))

@@ -23,11 +23,6 @@ CLOSED = ("canonical", "ridge", "quadratic")
 ONE = {"estimators": "canonical", "n_null": 0}
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def scores(a, b, estimator, strata=None, seed=0, **options):
     fold = np.random.default_rng(seed).permutation(len(a)) % 5
     rng = np.random.default_rng(seed)

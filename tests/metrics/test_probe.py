@@ -14,24 +14,10 @@ from threadpoolctl import threadpool_limits
 from unbraid.metrics import ProbeResult, probe
 from unbraid.metrics import _probe_design as internals
 
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def two_gaussians(rng, n, distance=2.0, d=4):
-    """The best possible accuracy is Phi(distance / 2)."""
-    y = rng.integers(2, size=n)
-    x = rng.normal(size=(n, d))
-    x[:, 0] += distance * y
-    return x, y
-
-
 # ---- the score
 
 
-def test_score_reaches_the_bayes_rate(rng):
+def test_score_reaches_the_bayes_rate(rng, two_gaussians):
     x, y = two_gaussians(rng, 2000)
     result = probe(x, y)
     bayes = norm.cdf(1)
@@ -105,7 +91,7 @@ def test_xor_is_there_but_not_linearly(rng):
 # ---- interval, chance and p-value
 
 
-def test_interval_covers_the_true_score():
+def test_interval_covers_the_true_score(two_gaussians):
     truth = norm.cdf(0.75) - 0.003  # what a fit on 200 observations loses
     covered = 0
     for repeat in range(30):
@@ -132,7 +118,7 @@ def test_interval_is_the_bootstrap_of_observations(rng):
     assert internals.bootstrap_interval(gains, None, 0.9, np.random.default_rng(1)) == pytest.approx(one_each)
 
 
-def test_confidence_widens_the_intervals(rng):
+def test_confidence_widens_the_intervals(rng, two_gaussians):
     x, y = two_gaussians(rng, 200)
     narrow, wide = probe(x, y, confidence=0.5), probe(x, y, confidence=0.99)
     for name in ("interval", "chance_interval"):
@@ -169,12 +155,12 @@ def test_the_quick_null_of_classes_is_that_of_logistic_regression(rng, n, d):
     assert np.corrcoef(quick, slow)[0, 1] > 0.5
 
 
-def test_a_signal_in_more_features_than_observations_is_significant(rng):
+def test_a_signal_in_more_features_than_observations_is_significant(rng, two_gaussians):
     x, y = two_gaussians(rng, 100, distance=4, d=200)
     assert probe(x, y).p_value == 1 / 101
 
 
-def test_without_permutations_chance_is_theoretical(rng):
+def test_without_permutations_chance_is_theoretical(rng, two_gaussians):
     x, y = two_gaussians(rng, 100)
     classes, number = probe(x, y, n_permutations=0), probe(x, x[:, 0], n_permutations=0)
     assert (classes.chance, number.chance) == (0.5, 0.0)
@@ -182,7 +168,7 @@ def test_without_permutations_chance_is_theoretical(rng):
     assert "p =" not in str(classes)
 
 
-def test_boosting_on_many_rows_is_permuted_on_a_subset(rng, monkeypatch):
+def test_boosting_on_many_rows_is_permuted_on_a_subset(rng, monkeypatch, two_gaussians):
     monkeypatch.setattr(internals, "BOOSTED_NULL_OBS", 150)
     x, y = two_gaussians(rng, 400, distance=3)
     result = probe(x, y, groups=np.arange(400) // 4, kind="boosted", n_permutations=4)
@@ -270,7 +256,7 @@ def test_targets_that_cannot_be_permuted_are_warned_of(rng):
 
 
 @pytest.mark.parametrize("kind", ["linear", "boosted"])
-def test_same_seed_same_result_and_global_rng_undisturbed(rng, kind):
+def test_same_seed_same_result_and_global_rng_undisturbed(rng, kind, two_gaussians):
     x, y = two_gaussians(rng, 120, distance=1)
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     first, again, other = (probe(x, y, kind=kind, n_permutations=2, n_splits=3, seed=seed) for seed in (3, 3, 4))
@@ -290,7 +276,7 @@ def test_order_of_observations_does_not_matter(rng, numeric, grouped):
     assert shuffled == probe(x, y, groups=groups, n_permutations=9, max_obs=140)
 
 
-def test_input_is_not_changed(rng):
+def test_input_is_not_changed(rng, two_gaussians):
     x, y = two_gaussians(rng, 60)
     x_before, y_before = x.copy(), y.copy()
     probe(x, y, n_permutations=3)
@@ -304,7 +290,7 @@ def test_input_is_not_changed(rng):
     scale=arrays(float, 4, elements=st.floats(0.01, 100)),
     numeric=st.booleans(),
 )
-def test_location_and_scale_of_features_do_not_matter(shift, scale, numeric):
+def test_location_and_scale_of_features_do_not_matter(shift, scale, numeric, two_gaussians):
     x, y = two_gaussians(np.random.default_rng(0), 80)
     if numeric:
         y = x[:, 0] + np.sin(np.arange(80))
@@ -341,7 +327,7 @@ def test_result_reads_as_a_sentence():
         result.score = 1.0
 
 
-def test_result_is_one_flat_row(rng):
+def test_result_is_one_flat_row(rng, two_gaussians):
     x, y = two_gaussians(rng, 60)
     result = probe(x, np.array(["B", "T"])[y], n_permutations=3)
     row = result.to_series()

@@ -14,19 +14,6 @@ from unbraid.metrics import probe
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def two_gaussians(rng, n, distance=2.0, d=4):
-    """The best possible accuracy is Phi(distance / 2)."""
-    y = rng.integers(2, size=n)
-    x = rng.normal(size=(n, d))
-    x[:, 0] += distance * y
-    return x, y
-
-
-@pytest.fixture
 def annotated(rng):
     """RNA of cells 0-99, protein of cells 20-119; the label is in both, donor in the MuData."""
     label = np.array(["B", "T"])[np.arange(120) % 2]
@@ -51,7 +38,7 @@ def annotated(rng):
 # ---- what is left out
 
 
-def test_unlabelled_and_missing_rows_are_left_out_and_counted(rng):
+def test_unlabelled_and_missing_rows_are_left_out_and_counted(rng, two_gaussians):
     x, y = two_gaussians(rng, 200)
     labels = np.where(y == 1, "T", "B").astype(object)
     complete = probe(x[30:], labels[30:])
@@ -65,7 +52,7 @@ def test_unlabelled_and_missing_rows_are_left_out_and_counted(rng):
     assert probe(x, number).n_dropped == 30
 
 
-def test_rare_classes_are_left_out_by_name(rng):
+def test_rare_classes_are_left_out_by_name(rng, two_gaussians):
     x, y = two_gaussians(rng, 100)
     labels = np.array(["B", "T"])[y].astype(object)
     labels[:3] = "mast"
@@ -79,7 +66,7 @@ def test_rare_classes_are_left_out_by_name(rng):
         probe(x, labels, groups=np.arange(100) // 20 * 100 + np.where(np.arange(100) < 40, 0, np.arange(100) % 10))
 
 
-def test_max_obs_limits_the_observations(rng):
+def test_max_obs_limits_the_observations(rng, two_gaussians):
     x, y = two_gaussians(rng, 500)
     result = probe(x, y, max_obs=120)
     assert (result.n_obs, result.n_dropped) == (120, 0)

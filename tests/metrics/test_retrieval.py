@@ -34,11 +34,6 @@ MOLECULE = np.array([0, 0, 1, 1, 1, 2, 3, 3, 4, 4])
 OF_MOLECULES = {"query_groups": MOLECULE, "target_groups": np.arange(5), "metric": "dot"}
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def pairs(rng, n=120, d=4, noise=0.7):
     x = rng.normal(size=(n, d))
     return x, x + noise * rng.normal(size=(n, d))

@@ -26,11 +26,6 @@ def test_what_is_missing_is_said_with_its_mend(monkeypatch):
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def mdata(rng):
     """Z_c holds the cell type; Z_s of RNA the batch; protein lacks ten cells."""
     pytest.importorskip("scib_metrics")
